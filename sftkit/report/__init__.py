@@ -1,0 +1,1 @@
+"""From a run's record to a self-contained page and a model card."""
