@@ -1,0 +1,179 @@
+"""From numbers to words. Every sentence carries its number, its interval and its sample size.
+
+A verdict is decided by an interval, never by a point: "kept" needs the whole interval on the safe
+side of a margin, "lost" needs it wholly on the wrong side of zero, and what lies between is called
+undecided.
+"""
+
+from __future__ import annotations
+
+from sftkit.records import Change, Forgot, Learned, Verdict, Verdicts
+from sftkit.settings import EvaluateSettings
+
+
+def decide(learned: Learned, forgot: Forgot, settings: EvaluateSettings) -> Verdicts:
+    """Write the four verdicts and the summary that follows from them.
+
+    Args:
+        learned: Measured learning.
+        forgot: Measured forgetting.
+        settings: The margins.
+    """
+    knowledge = judge_knowledge(learned)
+    style = judge_style(learned)
+    ability = judge_ability(forgot, settings)
+    drift = judge_drift(forgot, settings)
+    return Verdicts(
+        knowledge=knowledge,
+        style=style,
+        ability=ability,
+        drift=drift,
+        summary=f"{_learned_in_short(learned, knowledge, style)} "
+        f"{_forgotten_in_short(forgot, ability, drift)}",
+    )
+
+
+def judge_knowledge(learned: Learned) -> Verdict:
+    """Judge whether the model knows what it did not know before."""
+    if learned.exact is not None:
+        return _judge_exact(learned.exact, learned.control)
+    change = learned.recognition
+    if change is None:
+        return Verdict(state="unmeasured", sentence="Knowledge was not measured in this run.")
+    numbers = (
+        f"the right answer among four was recognised in {change.before:.1%} of {change.items} "
+        f"test questions before and {change.after:.1%} after: {_points(change.delta)} points, "
+        f"95 % interval {_points(change.ci95[0])} to {_points(change.ci95[1])}"
+    )
+    if change.ci95[0] > 0:
+        return Verdict(state="yes", sentence=f"Knowledge was gained: {numbers}.")
+    if change.ci95[1] < 0:
+        return Verdict(state="no", sentence=f"Knowledge went down: {numbers}.")
+    return Verdict(state="undecided", sentence=f"No new knowledge can be shown: {numbers}.")
+
+
+def judge_style(learned: Learned) -> Verdict:
+    """Judge whether the model took on the wording of its examples."""
+    change = learned.heldout_loss
+    if change is None:
+        return Verdict(state="unmeasured", sentence="There were no test answers to measure.")
+    numbers = (
+        f"loss on test answers went from {change.before:.2f} to {change.after:.2f} nats per token "
+        f"({change.delta:+.2f}, 95 % interval {change.ci95[0]:+.2f} to {change.ci95[1]:+.2f}; "
+        f"{change.items} answers in {change.groups} groups)"
+    )
+    if change.ci95[1] < 0:
+        return Verdict(state="yes", sentence=f"The style was learned: {numbers}.")
+    if change.ci95[0] > 0:
+        return Verdict(state="no", sentence=f"The style got worse: {numbers}.")
+    return Verdict(state="undecided", sentence=f"No change of style can be shown: {numbers}.")
+
+
+def judge_ability(forgot: Forgot, settings: EvaluateSettings) -> Verdict:
+    """Judge whether the model still answers general questions as well as before."""
+    overall = forgot.overall
+    if overall is None:
+        return Verdict(state="unmeasured", sentence="No ability probe was run.")
+    margin = settings.ability_margin
+    low, high = overall.ci95
+    numbers = (
+        f"accuracy over {overall.items} questions of {len(forgot.probes)} probes moved by "
+        f"{_points(overall.delta)} points (95 % interval {_points(low)} to {_points(high)}), "
+        f"log-probability of the right answer by {overall.logprob_delta:+.3f} nats per token "
+        f"({overall.logprob_ci95[0]:+.3f} to {overall.logprob_ci95[1]:+.3f})"
+    )
+    if high < 0:
+        return Verdict(state="lost", sentence=f"Ability was lost: {numbers}.")
+    if low > -margin:
+        return Verdict(
+            state="kept", sentence=f"A loss of {margin:.0%} or more is ruled out: {numbers}."
+        )
+    return Verdict(
+        state="undecided",
+        sentence=f"Not measurable with {overall.items} questions whether ability fell by "
+        f"{margin:.0%}: {numbers}.",
+    )
+
+
+def judge_drift(forgot: Forgot, settings: EvaluateSettings) -> Verdict:
+    """Judge whether the model's grasp of general text moved."""
+    drift = forgot.drift
+    if drift is None:
+        return Verdict(state="unmeasured", sentence="Drift on general text was not measured.")
+    margin = settings.drift_margin
+    low, high = drift.ci95
+    numbers = (
+        f"loss on {drift.passages} general passages moved by {drift.delta:+.3f} nats per token "
+        f"(95 % interval {low:+.3f} to {high:+.3f})"
+    )
+    if low > margin:
+        return Verdict(state="lost", sentence=f"General text was partly forgotten: {numbers}.")
+    if high < margin:
+        # A clear but small rise is said, and is still within the margin that was set.
+        how = "rose, but less than" if low > 0 else "did not rise by"
+        return Verdict(
+            state="kept", sentence=f"General text {how} the margin of {margin:g}: {numbers}."
+        )
+    return Verdict(
+        state="undecided",
+        sentence=f"Not measurable with {drift.passages} passages whether drift exceeds the margin "
+        f"of {margin:g}: {numbers}.",
+    )
+
+
+def _judge_exact(exact: Change, control: Change | None) -> Verdict:
+    numbers = (
+        f"{_count(exact.after, exact.items)} of {exact.items} unseen phrasings answered word for "
+        f"word, {_count(exact.before, exact.items)} before ({_points(exact.delta)} points, 95 % "
+        f"interval {_points(exact.ci95[0])} to {_points(exact.ci95[1])}, resampling "
+        f"{exact.groups} facts)"
+    )
+    beside = ""
+    if control is not None:
+        beside = (
+            f"; facts never trained: {_count(control.after, control.items)} of {control.items}, "
+            f"{_count(control.before, control.items)} before"
+        )
+    if exact.ci95[0] <= 0:
+        return Verdict(state="no", sentence=f"No facts can be shown as learned: {numbers}{beside}.")
+    if control is not None and control.ci95[1] >= exact.ci95[0]:
+        return Verdict(
+            state="undecided",
+            sentence=f"Trained facts do not stand out from facts never trained: {numbers}{beside}.",
+        )
+    return Verdict(state="yes", sentence=f"Facts were learned: {numbers}{beside}.")
+
+
+def _learned_in_short(learned: Learned, knowledge: Verdict, style: Verdict) -> str:
+    exact, recognition, loss = learned.exact, learned.recognition, learned.heldout_loss
+    if exact is not None and knowledge.state == "yes":
+        return f"Learned {exact.after:.0%} of what was asked in unseen phrasings."
+    if exact is not None:
+        return f"Learned no facts that can be shown ({exact.after:.0%} exact)."
+    if recognition is not None and knowledge.state == "yes":
+        return f"Learned: recognition rose to {recognition.after:.0%}."
+    if loss is not None and style.state == "yes":
+        return f"Learned the style ({loss.delta:+.2f} nats per token), no knowledge shown."
+    return "Learned nothing that can be shown."
+
+
+def _forgotten_in_short(forgot: Forgot, ability: Verdict, drift: Verdict) -> str:
+    states = {ability.state, drift.state}
+    moved = f"general text {forgot.drift.delta:+.2f} nats per token" if forgot.drift else ""
+    points = f"ability {_points(forgot.overall.delta)} points" if forgot.overall else ""
+    numbers = ", ".join(part for part in (moved, points) if part)
+    if states == {"kept"}:
+        return f"Nothing forgotten beyond the margins ({numbers})."
+    if "lost" in states:
+        return f"Something was forgotten ({numbers})."
+    if "unmeasured" in states:
+        return f"Forgetting was not fully measured ({numbers or 'no probe was run'})."
+    return f"Whether anything was forgotten is undecided ({numbers})."
+
+
+def _points(share: float) -> str:
+    return f"{share * 100:+.1f}"
+
+
+def _count(share: float, items: int) -> int:
+    return round(share * items)

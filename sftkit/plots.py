@@ -1,0 +1,301 @@
+"""The kit's figures: each function takes a record and returns a Figure of what is in it.
+
+Figures are `matplotlib.figure.Figure` objects without pyplot, so nothing is shown or kept behind
+the caller's back; a notebook shows a figure that a cell returns. `alt_text(figure)` says the same
+in words, from the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from sftkit.panels import (
+    BASE,
+    INK,
+    MUTED,
+    SIZE,
+    TUNED,
+    alt_text,
+    draw_ability,
+    draw_column,
+    draw_drift,
+    draw_head,
+    draw_loss,
+    draw_shares,
+    finish,
+    in_nats,
+    in_points,
+    interval,
+    moved,
+    new_figure,
+    probe_rows,
+    say_instead,
+    share_rows,
+    smooth,
+    styled,
+    to_png,
+)
+from sftkit.records import Forgot, Learned, Preflight, RunRecord, TrainRecord
+from sftkit.settings import EvaluateSettings
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "SIZE",
+    "alt_text",
+    "margins",
+    "plot_forgot",
+    "plot_learned",
+    "plot_overview",
+    "plot_supervised_share",
+    "plot_training",
+    "save_figure",
+    "to_png",
+]
+
+
+def plot_training(training: TrainRecord, *, total_steps: int | None = None) -> Figure:
+    """Draw training loss, held-out loss and learning rate over the steps.
+
+    Args:
+        training: What training did, so far or in the end.
+        total_steps: Planned steps, so that a live curve does not rescale; None for a finished run.
+    """
+    with styled():
+        figure = new_figure()
+        loss_axes, rate_axes = figure.subplots(
+            2, 1, sharex=True, gridspec_kw={"height_ratios": [5, 1]}
+        )
+        steps = training.steps
+        held = [(0, training.heldout_start)] + [(s.step, s.heldout_loss) for s in steps]
+        held_points = [(step, loss) for step, loss in held if loss is not None]
+        numbers = [s.step for s in steps]
+        losses = [s.loss for s in steps]
+        if not steps:
+            say_instead(loss_axes, "no step taken yet")
+        loss_axes.plot(numbers, losses, ".", color=TUNED, alpha=0.28, markersize=5)
+        loss_axes.plot(numbers, smooth(losses), color=TUNED, linewidth=2)
+        loss_axes.plot(
+            *zip(*held_points, strict=True) if held_points else ([], []),
+            "D-",
+            color=INK,
+            linewidth=1.2,
+            markersize=6,
+            markerfacecolor="white",
+            markeredgewidth=1.6,
+            clip_on=False,
+        )
+        _label_training(loss_axes, held_points, losses)
+        loss_axes.set_ylim(bottom=0)
+        loss_axes.grid(axis="y")
+        loss_axes.set_ylabel("Loss, nats per token")
+        rate_axes.fill_between(numbers, [s.learning_rate for s in steps], color=BASE, alpha=0.45)
+        top = max((s.learning_rate for s in steps), default=0.0)
+        rate_axes.set_ylim(0, top * 1.15 or 1)
+        rate_axes.set_yticks([top] if top else [], [f"{top:.2g}"] if top else [])
+        rate_axes.set_ylabel("Rate", rotation=0, ha="right", va="center")
+        rate_axes.set_xlabel("Optimizer step (lower strip: learning rate)")
+        planned = max(len(steps), total_steps or 0, 1)
+        # Room on the right for the label of the last held-out point.
+        loss_axes.set_xlim(-0.02 * planned, planned * 1.1)
+        rate_axes.locator_params(axis="x", integer=True)
+        title = _training_finding(training, held_points)
+        alt = (
+            f"{title} Training loss per optimizer step with a smoothed line, "
+            f"{len(held_points)} held-out measurements, and the learning rate below."
+        )
+        return finish(figure, title, alt)
+
+
+def plot_learned(learned: Learned) -> Figure:
+    """Draw what was learned: shares of right answers and held-out loss, base against tuned."""
+    with styled():
+        figure = new_figure()
+        rows = share_rows(learned)
+        share_axes, loss_axes = figure.subplots(
+            2, 1, gridspec_kw={"height_ratios": [max(len(rows), 1), 1]}
+        )
+        share_words = draw_shares(share_axes, rows)
+        loss_words = draw_loss(loss_axes, learned.heldout_loss)
+        title = _learned_finding(learned)
+        return finish(figure, title, f"{title} {share_words} {loss_words}")
+
+
+def plot_forgot(
+    forgot: Forgot,
+    *,
+    ability_margin: float = EvaluateSettings.ability_margin,
+    drift_margin: float = EvaluateSettings.drift_margin,
+) -> Figure:
+    """Draw what was forgotten: change of each probe's accuracy, and of loss on general text.
+
+    Args:
+        forgot: The measured changes.
+        ability_margin: Loss of accuracy, as a share of 1, that counts as kept; the shaded band.
+        drift_margin: Change of loss, nats per token, that counts as unmoved; the shaded band.
+    """
+    with styled():
+        figure = new_figure()
+        rows = probe_rows(forgot, every=True)
+        ability_axes, drift_axes = figure.subplots(
+            2, 1, gridspec_kw={"height_ratios": [max(len(rows), 1) + 0.6, 1.6]}
+        )
+        ability_words = draw_ability(ability_axes, rows, ability_margin)
+        drift_words = draw_drift(drift_axes, forgot, drift_margin)
+        title = _forgot_finding(forgot)
+        return finish(figure, title, f"{title} {ability_words} {drift_words}")
+
+
+def plot_overview(record: RunRecord) -> Figure:
+    """Draw the one picture for a slide: what was learned on the left, what was forgotten right."""
+    ability_margin, drift_margin = margins(record)
+    verdicts = record.verdicts
+    with styled():
+        figure = new_figure()
+        left, right = cast(Any, figure.subfigures(1, 2, wspace=0.06))
+        draw_column(left, "What was learned")
+        draw_column(right, "What was forgotten")
+        knowledge, style = left.subplots(2, 1, gridspec_kw={"height_ratios": [1.5, 1]})
+        ability, moved = right.subplots(2, 1, gridspec_kw={"height_ratios": [1.5, 1]})
+        words = (
+            draw_shares(knowledge, share_rows(record.learned), compact=True),
+            draw_loss(style, record.learned.heldout_loss, compact=True),
+            draw_ability(
+                ability, probe_rows(record.forgot, every=False), ability_margin, compact=True
+            ),
+            draw_drift(moved, record.forgot, drift_margin, compact=True),
+        )
+        learned, forgot = record.learned, record.forgot
+        known = learned.exact or learned.recognition
+        fell = forgot.drift is not None and forgot.drift.delta < 0
+        draw_head(knowledge, "Knowledge", verdicts.knowledge, in_points(known))
+        draw_head(style, "Style", verdicts.style, in_nats(learned.heldout_loss))
+        draw_head(ability, "Ability", verdicts.ability, in_points(forgot.overall))
+        draw_head(moved, "Drift", verdicts.drift, in_nats(forgot.drift), fell=fell)
+        return finish(figure, verdicts.summary, " ".join([verdicts.summary, *words]))
+
+
+def plot_supervised_share(preflight: Preflight) -> Figure:
+    """Draw how many of the training tokens are learned from, and how many are context."""
+    with styled():
+        figure = new_figure(height=1.9)
+        axes = figure.subplots()
+        supervised = preflight.supervised_tokens
+        context = preflight.tokens - supervised
+        total = max(preflight.tokens, 1)
+        share = 100 * supervised / total
+        axes.barh([0], [supervised], color=TUNED)
+        axes.barh([0], [context], left=[supervised], color=BASE, alpha=0.55)
+        axes.set_xlim(0, total)
+        axes.set_ylim(-0.4, 0.9)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel("Tokens of one epoch")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.text(0, 0.5, f"learned from: {supervised:,}", color=TUNED, va="bottom", weight="bold")
+        axes.text(total, 0.5, f"context: {context:,}", color=MUTED, va="bottom", ha="right")
+        title = (
+            f"{share:.0f} % of {preflight.tokens:,} tokens in {preflight.rows:,} examples are "
+            "learned from."
+        )
+        return finish(figure, title, title)
+
+
+def margins(record: RunRecord) -> tuple[float, float]:
+    """Read the ability and drift margins that the run's recipe set."""
+    section = record.recipe.get("evaluate")
+    section = section if isinstance(section, Mapping) else {}
+    return (
+        section.get("ability_margin", EvaluateSettings.ability_margin),
+        section.get("drift_margin", EvaluateSettings.drift_margin),
+    )
+
+
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as PNG and return where."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(to_png(figure))
+    return path
+
+
+def _training_finding(training: TrainRecord, held: Sequence[tuple[int, float]]) -> str:
+    steps = training.steps
+    name, values = "Held-out loss", [loss for _, loss in held]
+    if len(values) < 2:
+        name, values = "Training loss", [step.loss for step in steps]
+    if len(values) < 2:
+        return f"{len(steps)} optimizer steps so far: no curve yet."
+    start, end = f"{values[0]:.2f}", f"{values[-1]:.2f}"
+    count = f"{len(steps)} step{'s' if len(steps) != 1 else ''}"
+    if start == end:
+        return f"{name} stayed at {end} nats per token in {count}."
+    verb = "fell" if values[-1] < values[0] else "rose"
+    return f"{name} {verb} from {start} to {end} nats per token in {count}."
+
+
+def _learned_finding(learned: Learned) -> str:
+    parts = []
+    if learned.exact is not None:
+        change = learned.exact
+        after, before = (round(share * change.items) for share in (change.after, change.before))
+        parts.append(
+            f"{after} of {change.items} unseen phrasings answered exactly ({before} before)"
+        )
+    if learned.recognition is not None:
+        change = learned.recognition
+        parts.append(
+            f"right answer ranked first for {100 * change.after:.0f} % of {change.items} questions "
+            f"({100 * change.before:.0f} % before)"
+        )
+    if learned.heldout_loss is not None:
+        change = learned.heldout_loss
+        parts.append(
+            f"held-out loss {moved(change.delta, change.ci95, 2)} nats per token "
+            f"[{interval(change.ci95, 1, 2)}]"
+        )
+    return _sentence(parts, "Nothing learned was measured.")
+
+
+def _forgot_finding(forgot: Forgot) -> str:
+    parts = []
+    if forgot.drift is not None:
+        drift = forgot.drift
+        parts.append(
+            f"loss on general text {moved(drift.delta, drift.ci95, 2)} nats per token "
+            f"[{interval(drift.ci95, 1, 2)}]"
+        )
+    if forgot.overall is not None:
+        overall = forgot.overall
+        points = (100 * overall.ci95[0], 100 * overall.ci95[1])
+        parts.append(
+            f"accuracy {moved(100 * overall.delta, points, 1)}"
+            f" points [{interval(overall.ci95, 100, 1)}] on {overall.items} questions"
+        )
+    return _sentence(parts, "Nothing forgotten was measured.")
+
+
+def _sentence(parts: Sequence[str], otherwise: str) -> str:
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}." if text else otherwise
+
+
+def _label_training(axes: Axes, held: Sequence[tuple[int, float]], losses: Sequence[float]) -> None:
+    if held:
+        (first, start), (last, end) = held[0], held[-1]
+        above: Any = {"xytext": (6, 7), "textcoords": "offset points", "weight": "bold"}
+        axes.annotate(f"held-out {start:.2f}", (first, start), **above)
+        if last != first:
+            axes.annotate(f"{end:.2f}", (last, end), **above)
+    if losses:
+        axes.annotate(
+            "train",
+            (len(losses), smooth(losses)[-1]),
+            xytext=(6, -12),
+            textcoords="offset points",
+            color=TUNED,
+        )

@@ -1,0 +1,211 @@
+"""A run's model card: README.md with the hub's metadata and the measured verdicts.
+
+Texts from data may hold markdown, HTML or YAML; here they are words and nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from sftkit.panels import interval, signed
+from sftkit.records import Change, Drift, RunRecord
+from sftkit.report.redact import redact, redact_record
+from sftkit.settings import to_plain
+from sftkit.show import visible
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_DATASET = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?")
+_FILE = re.compile(r"\.(?:jsonl?|csv|tsv|txt|parquet)$", re.IGNORECASE)
+_LICENCES = (
+    "apache-2.0",
+    "cc-by-4.0",
+    "cc-by-sa-4.0",
+    "cc-by-sa-3.0",
+    "cc0-1.0",
+    "mit",
+    "bsd-3-clause",
+)
+_SPECIAL = re.compile(r"([\\`*_{}\[\]|~$])")
+
+
+def render_card(record: RunRecord, alts: Mapping[str, str] | None = None) -> str:
+    """Write the model card of a run.
+
+    Args:
+        record: The run.
+        alts: Alt text per picture in plots/, where pictures are there.
+    """
+    record = redact_record(record)
+    base = base_model(record)
+    parts = [
+        _front_matter(record, base),
+        f"# {plain(record.name)}\n",
+        f"**{plain(record.verdicts.summary)}**\n",
+        _picture("overview", alts),
+        _verdict_table(record),
+        _measures(record),
+        _picture("forgotten", alts),
+        _loading(base),
+        _origin(record),
+        _limits(record),
+        _recipe(record),
+    ]
+    return redact("\n".join(part for part in parts if part))
+
+
+def base_model(record: RunRecord) -> str:
+    """Name the base model as the hub knows it, where the record says so.
+
+    Returns:
+        A hub id, or the catalog name, or "unknown" where the recorded name is neither.
+    """
+    named = _HUB_ID.search(record.environment.base)
+    if named:
+        return named.group()
+    first = record.environment.base.split()[:1]
+    return first[0] if first and _DATASET.fullmatch(first[0]) else "unknown"
+
+
+def plain(text: str) -> str:
+    """Escape text from data for the middle of a line, so that markdown shows it as it is."""
+    line = " ".join(visible(text.replace("\n", " ")).split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;")
+    line = _SPECIAL.sub(r"\\\1", line)
+    # What is linked without any mark: addresses and e-mail.
+    line = line.replace("://", "&#58;//").replace("@", "&#64;")
+    return re.sub(r"(?i)\b(www)\.", r"\1&#46;", line)
+
+
+def _front_matter(record: RunRecord, base: str) -> str:
+    import yaml
+
+    licence = record.data.licence.strip().lower()
+    source = record.data.source
+    meta: dict[str, object] = {
+        "base_model": base,
+        "base_model_relation": "adapter",
+        "library_name": "peft",
+    }
+    if licence in _LICENCES:
+        meta["license"] = licence
+    else:
+        meta |= {"license": "other", "license_name": record.data.licence or "not stated"}
+    if _DATASET.fullmatch(source) and not _FILE.search(source):
+        meta["datasets"] = [source]
+    meta["tags"] = ["lora", "sftkit"]
+    return f"---\n{yaml.safe_dump(meta, sort_keys=False, allow_unicode=False)}---\n"
+
+
+def _picture(name: str, alts: Mapping[str, str] | None) -> str:
+    return f"![{plain(alts[name])}](plots/{name}.png)\n" if alts and name in alts else ""
+
+
+def _verdict_table(record: RunRecord) -> str:
+    verdicts = record.verdicts
+    rows = (
+        ("Learned", "knowledge", verdicts.knowledge),
+        ("Learned", "style", verdicts.style),
+        ("Forgotten", "ability", verdicts.ability),
+        ("Forgotten", "drift", verdicts.drift),
+    )
+    lines = [f"| {a} | {b} | {v.state} | {plain(v.sentence)} |" for a, b, v in rows]
+    head = "## Verdicts\n\n| | measure | verdict | evidence |\n|---|---|---|---|\n"
+    return head + "\n".join(lines) + "\n"
+
+
+def _measures(record: RunRecord) -> str:
+    learned, forgot = record.learned, record.forgot
+    lines: list[str] = []
+
+    def share(name: str, change: Change | None) -> None:
+        if change is not None:
+            lines.append(
+                f"| {name} | {100 * change.before:.1f} % | {100 * change.after:.1f} % "
+                f"| {signed(100 * change.delta, 1)} points "
+                f"| {interval(change.ci95, 100, 1)} | {change.items} |"
+            )
+
+    share("exact answers, trained facts", learned.exact)
+    share("exact answers, control facts", learned.control)
+    share("right answer ranked first", learned.recognition)
+    if learned.heldout_loss is not None:
+        lines.append(
+            _nats_row("held-out answer loss", learned.heldout_loss, learned.heldout_loss.items)
+        )
+    lines += [
+        f"| {plain(probe.name)} accuracy | {100 * probe.before:.1f} % "
+        f"| {100 * probe.after:.1f} % | {signed(100 * probe.delta, 1)} points "
+        f"| {interval(probe.ci95, 100, 1)} | {probe.items} |"
+        for probe in forgot.probes
+    ]
+    if forgot.drift is not None:
+        lines.append(_nats_row("loss on general text", forgot.drift, forgot.drift.passages))
+    if not lines:
+        return "## Measures\n\nNothing was measured.\n"
+    head = "| measure | base | tuned | change | 95 % interval | n |\n|---|---|---|---|---|---|\n"
+    return f"## Measures\n\n{head}" + "\n".join(lines) + "\n"
+
+
+def _nats_row(name: str, change: Change | Drift, items: int) -> str:
+    return (
+        f"| {name}, nats per token | {change.before:.2f} | {change.after:.2f} "
+        f"| {signed(change.delta, 2)} | {interval(change.ci95, 1, 2)} | {items} |"
+    )
+
+
+def _loading(base: str) -> str:
+    return f"""## How to load it
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained("{base}")
+model = PeftModel.from_pretrained(base, "adapter")  # the folder beside this file
+tokenizer = AutoTokenizer.from_pretrained("{base}")
+```
+
+The measures hold for the base weights whose fingerprint stands below; another copy of the same model
+(other precision, other quantization) may answer differently.
+"""
+
+
+def _origin(record: RunRecord) -> str:
+    data, environment = record.data, record.environment
+    counts = ", ".join(f"{plain(split)} {count}" for split, count in data.counts.items())
+    lines = [
+        "## Data and base model\n",
+        f"- Training data: {plain(data.source)} (rows: {counts}), licence {plain(data.licence)}.",
+        f"- Notice: {plain(data.notice)}" if data.notice else "",
+        f"- Data fingerprint: `{_code(data.fingerprint)}`",
+        f"- Base model: {plain(environment.base)}, whose own licence applies as well.",
+        f"- Base fingerprint: `{_code(environment.base_fingerprint)}`",
+    ]
+    return "\n".join(line for line in lines if line) + "\n"
+
+
+def _limits(record: RunRecord) -> str:
+    return (
+        "## Limits of the evidence\n\n"
+        f"One training seed was seen (seed {record.environment.seed}); another one gives other "
+        "numbers, and the intervals do not cover that. Intervals are paired, 95 %, and resample "
+        "whole groups. The full report is `report.html`; every number is in `run.json`.\n"
+    )
+
+
+def _recipe(record: RunRecord) -> str:
+    import yaml
+
+    text = yaml.safe_dump(to_plain(record.recipe), sort_keys=False, allow_unicode=False)
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return (
+        "## How to make it again\n\n`sftkit run recipe.yaml --out DIR` with this recipe.yaml:\n\n"
+        f"{fence}yaml\n{text}{fence}\n"
+    )
+
+
+def _code(text: str) -> str:
+    """Keep only what may stand in inline code."""
+    return re.sub(r"[^\w.:@/+-]", "", text)

@@ -1,0 +1,153 @@
+"""A run's report: one HTML file without scripts that answers "what was learned, what forgotten?".
+
+The page is drawn from the record alone. All text in it is escaped by the template engine, made
+visible where it would act on the display, and redacted.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sftkit import plots
+from sftkit.panels import in_nats, in_points, interval, signed, tone
+from sftkit.records import RunRecord, Verdict
+from sftkit.report.card import render_card
+from sftkit.report.redact import redact_record
+from sftkit.settings import EvaluateSettings, to_plain
+from sftkit.show import matches, show_example, visible
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+    from matplotlib.figure import Figure
+
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+    "base-uri 'none'; form-action 'none'"
+)
+
+
+@dataclass(frozen=True)
+class _Picture:
+    name: str
+    png: bytes
+    alt: str
+
+    @property
+    def uri(self) -> str:
+        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
+
+
+def render_report(record: RunRecord) -> str:
+    """Render the report of a run as one HTML document."""
+    record = redact_record(record)
+    return _render(record, _pictures(record))
+
+
+def write_report(record: RunRecord, folder: str | Path) -> Path:
+    """Write report.html, README.md (the model card) and plots/*.png into a run's folder.
+
+    Returns:
+        The path of report.html.
+    """
+    record = redact_record(record)
+    folder = Path(folder)
+    pictures = _pictures(record)
+    (folder / "plots").mkdir(parents=True, exist_ok=True)
+    for picture in pictures.values():
+        (folder / "plots" / f"{picture.name}.png").write_bytes(picture.png)
+    alts = {picture.name: picture.alt for picture in pictures.values()}
+    (folder / "README.md").write_text(render_card(record, alts), encoding="utf-8")
+    path = folder / "report.html"
+    path.write_text(_render(record, pictures), encoding="utf-8")
+    return path
+
+
+def _pictures(record: RunRecord) -> dict[str, _Picture]:
+    ability, drift = plots.margins(record)
+    figures: dict[str, Figure] = {
+        "overview": plots.plot_overview(record),
+        "training": plots.plot_training(record.training),
+        "learned": plots.plot_learned(record.learned),
+        "forgotten": plots.plot_forgot(record.forgot, ability_margin=ability, drift_margin=drift),
+        "supervised": plots.plot_supervised_share(record.preflight),
+    }
+    return {
+        name: _Picture(name, plots.to_png(figure), plots.alt_text(figure))
+        for name, figure in figures.items()
+    }
+
+
+def _render(record: RunRecord, pictures: Mapping[str, _Picture]) -> str:
+    drift = record.forgot.drift
+    fell = drift is not None and drift.delta < 0
+
+    def verdict_tone(verdict: Verdict) -> str:
+        return tone(verdict, fell=fell and verdict is record.verdicts.drift)
+
+    evaluate = record.recipe.get("evaluate")
+    scale = evaluate.get("adapter_scale", 1.0) if isinstance(evaluate, Mapping) else 1.0
+    resamples = evaluate.get("resamples") if isinstance(evaluate, Mapping) else None
+    return _template().render(
+        policy=CONTENT_SECURITY_POLICY,
+        run=record,
+        pictures=pictures,
+        mask=show_example(record.preflight),
+        recipe_yaml=recipe_yaml(record),
+        tone=verdict_tone,
+        sizes=_sizes(record),
+        scale=scale,
+        resamples=resamples or EvaluateSettings.resamples,
+    )
+
+
+def _sizes(record: RunRecord) -> list[str]:
+    learned, forgot = record.learned, record.forgot
+    named = (
+        ("trained-fact questions", learned.exact),
+        ("control questions", learned.control),
+        ("ranked questions", learned.recognition),
+        ("held-out answers", learned.heldout_loss),
+        ("probe questions", forgot.overall),
+    )
+    sizes = [f"{measure.items} {name}" for name, measure in named if measure is not None]
+    return sizes + ([f"{forgot.drift.passages} general passages"] if forgot.drift else [])
+
+
+def _visible_block(text: str) -> str:
+    return "\n".join(visible(line) for line in text.split("\n"))
+
+
+def recipe_yaml(record: RunRecord) -> str:
+    """Write the recipe of a run as YAML."""
+    import yaml
+
+    return yaml.safe_dump(to_plain(record.recipe), sort_keys=False, allow_unicode=True)
+
+
+@cache
+def _template() -> Template:
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "points": in_points,
+        "nats": in_nats,
+        "signed": signed,
+        "interval": interval,
+        "percent": lambda share: f"{100 * share:.1f} %",
+        # In a block that keeps line breaks, the breaks speak for themselves.
+        "visible": _visible_block,
+        "visible_tokens": lambda text: visible(text, keep_newlines=True),
+        "visible_line": visible,
+    }
+    environment.globals |= {"matches": matches}
+    source = resources.files("sftkit.report").joinpath("page.html.jinja")
+    return environment.from_string(source.read_text(encoding="utf-8"))
