@@ -7,18 +7,91 @@ transformers.
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import Any
 
 __version__ = "0.1.0"
 DISTRIBUTION = "sftkit-notebooks"
 """Name on the package index; plain `sftkit` there is another project's."""
 
+# bitsandbytes says at import that an optional kernel package for CPUs is absent; nothing here
+# depends on it.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
 _HOME = {
+    "AdapterSettings": "settings",
+    "DataSettings": "settings",
+    "EvaluateSettings": "settings",
+    "ModelSettings": "settings",
     "Recipe": "settings",
+    "RunRecord": "records",
+    "SftkitError": "errors",
+    "TrainSettings": "settings",
+    "adapter_off": "adapter",
+    "adapter_scaled": "adapter",
+    "answers_table": "show",
+    "attach_adapter": "adapter",
+    "audit_dataset": "dataset.audit",
+    "audit_file": "dataset.audit",
+    "chat_loss": "objectives",
+    "check": "exercises",
+    "count_parameters": "adapter",
+    "encode_chat": "chat",
+    "encode_rows": "chat",
+    "fetch_model": "catalog",
+    "load_adapter": "adapter",
+    "load_model": "model",
+    "load_recipe": "settings",
+    "load_run": "records",
+    "load_tokenizer": "model",
+    "make_watcher": "progress",
+    "mask_summary": "chat",
+    "paired_change": "evidence.statistics",
+    "passages": "catalog",
+    "pick_dtype": "model",
+    "probe_items": "catalog",
+    "read_dataset": "dataset.read",
+    "save_adapter": "adapter",
+    "show_mask": "show",
+    "split_dataset": "dataset.split",
 }
 
 __all__ = [
+    "AdapterSettings",
+    "DataSettings",
+    "EvaluateSettings",
+    "ModelSettings",
     "Recipe",
+    "RunRecord",
+    "SftkitError",
+    "TrainSettings",
+    "adapter_off",
+    "adapter_scaled",
+    "answers_table",
+    "attach_adapter",
+    "audit_dataset",
+    "audit_file",
+    "chat_loss",
+    "check",
+    "count_parameters",
+    "encode_chat",
+    "encode_rows",
+    "fetch_model",
+    "load_adapter",
+    "load_model",
+    "load_recipe",
+    "load_run",
+    "load_tokenizer",
+    "make_watcher",
+    "mask_summary",
+    "paired_change",
+    "passages",
+    "pick_dtype",
+    "probe_items",
+    "read_dataset",
+    "save_adapter",
+    "show_mask",
+    "split_dataset",
 ]
 
 

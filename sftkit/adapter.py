@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +60,12 @@ def attach_adapter(
         target_modules=targets,
         task_type="CAUSAL_LM",
     )
-    attached: PeftModel = get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # peft asks transformers by a name that is about to change; nothing of ours depends on it.
+        warnings.filterwarnings(
+            "ignore", message=".is_gradient_checkpointing", category=FutureWarning
+        )
+        attached: PeftModel = get_peft_model(model, config)
     attached.eval()
     return attached
 
@@ -76,6 +83,14 @@ def find_targets(model: PreTrainedModel, settings: AdapterSettings) -> list[str]
     Raises:
         AdapterError: Nothing matches; near names are listed.
     """
+    if isinstance(settings.target_modules, str):
+        try:
+            re.compile(settings.target_modules)
+        except re.error as error:
+            raise AdapterError(
+                f"adapter.target_modules {settings.target_modules!r} is no regular expression: "
+                f"{error}."
+            ) from error
     head = model.get_output_embeddings()
     linear = [
         name for name, module in model.named_modules() if _is_linear(module) and module is not head
@@ -149,9 +164,11 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
     """Put a saved adapter on its base model.
 
     Raises:
-        AdapterError: The folder is no adapter, or holds pickled weights only.
+        AdapterError: The folder is no adapter, is damaged, holds pickled weights only, or was made
+            for another model.
     """
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     folder = Path(folder)
     if not (folder / "adapter_config.json").is_file():
@@ -161,8 +178,35 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
             f"{folder} holds no adapter_model.safetensors. Pickled weights (.bin, .pt) can run any "
             "code when opened and are refused; save the adapter again as safetensors."
         )
-    attached: PeftModel = PeftModel.from_pretrained(model, str(folder))
+    fits = f"{folder} does not fit {type(model).__name__}"
+    try:
+        with warnings.catch_warnings():  # peft only warns of what is refused below
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")
+            attached: PeftModel = PeftModel.from_pretrained(model, str(folder))
+    except SafetensorError as error:
+        raise AdapterError(f"{folder}/adapter_model.safetensors is damaged: {error}") from error
+    except json.JSONDecodeError as error:
+        raise AdapterError(f"{folder}/adapter_config.json is not JSON: {error}") from error
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise AdapterError(f"{fits}: {error}") from error
+    astray = _astray(attached, folder)
+    if astray:
+        raise AdapterError(
+            f"{fits}: {len(astray)} of its weights have no place there or are missing, such as "
+            f"{astray[0]}. Use the base model it was made for (see adapter_config.json)."
+        )
     return attached.eval()  # type: ignore[no-any-return]
+
+
+def _astray(attached: PeftModel, folder: Path) -> list[str]:
+    """List lora weights that are in the file and not in the model, or the other way round."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+        stored = set(file.keys())
+    wanted = set(get_peft_model_state_dict(attached, save_embedding_layers=False))
+    return sorted(name for name in stored ^ wanted if "lora_" in name)
 
 
 def _is_linear(module: torch.nn.Module) -> bool:

@@ -80,28 +80,22 @@ def fill_batches(
 
 
 def deal(
-    batch: Sequence[int],
-    lengths: Sequence[int],
-    *,
-    process: int,
-    processes: int,
-    micro_batches: int,
+    lengths: Sequence[int], *, process: int, processes: int, micro_batches: int
 ) -> list[list[int]]:
     """Deal one batch to one process, as micro-batches of similar length.
 
     Args:
-        batch: Row numbers of the step.
-        lengths: Length of each example in tokens, shape (N,).
+        lengths: Length of each example of the batch in tokens, shape (B,).
         process: This process, from 0.
         processes: How many processes share the step.
         micro_batches: Forward passes per process.
 
     Returns:
-        Exactly `micro_batches` lists of rows; some are empty when rows are fewer than hands. All
-        processes' lists together are the batch.
+        Exactly `micro_batches` lists of places in the batch; some are empty when rows are fewer
+        than hands. All processes' lists together are the batch.
     """
     hands: list[list[int]] = [[] for _ in range(processes * micro_batches)]
-    ordered = sorted(batch, key=lambda row: -lengths[row])
+    ordered = sorted(range(len(lengths)), key=lambda place: -lengths[place])
     for position, row in enumerate(ordered):
         # There and back, so that no hand gets the longest row of every round.
         lap, place = divmod(position, len(hands))

@@ -309,11 +309,8 @@ def fetch_model(settings: ModelSettings, *, progress: Progress | None = None) ->
 
 
 def _gguf_source(name: str, path: Path, tell: Progress) -> ModelSource:
-    from sftkit.gguf_convert import check_gguf
-
     if not path.is_file():
         raise FetchError(f"There is no file {name!r}. A GGUF model is given by its path.")
-    check_gguf(path)
     key = _short_hash(_CONVERTER, wheels.hash_file(path))
     target = cache_folder() / "models" / f"gguf-{key}"
     if not _holds_model(target):

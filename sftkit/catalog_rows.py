@@ -216,12 +216,16 @@ def _sentences(element: ElementTree.Element | None) -> str:
     after_item = False
     for is_item, block in _blocks(element) if element is not None else ():
         if is_item:
-            text += ("; " if after_item else " ") + block.rstrip(".;, ")
+            text += ("; " if after_item else " ") + _trim_item(block)
         else:
             text = _end_sentence(text) + " " + block
         after_item = is_item
     text = _clean(_end_sentence(text))
     return "" if text.startswith("<<") else text  # an editor's note where text should be
+
+
+def _trim_item(text: str) -> str:
+    return re.sub(r"[;,]\s*(?:and|or)$", "", text.rstrip(".;, ")).rstrip(".;, ")
 
 
 def _end_sentence(text: str) -> str:
@@ -265,8 +269,11 @@ def clip_words(text: str, most: int = _MOST_WORDS) -> str:
     for sentence in split_sentences(text):
         count = len(sentence.split())
         if count > left:
-            if not kept or kept[-1].endswith(":"):
-                kept.append(_clip_items(sentence, left))
+            clipped = _clip_items(sentence, left)
+            announced = bool(kept) and kept[-1].endswith(":")
+            nothing_yet = all(text.endswith(":") for text in kept)
+            if nothing_yet or (announced and len(clipped.split()) <= left):
+                kept.append(clipped)
             break
         kept.append(sentence)
         left -= count
@@ -293,11 +300,11 @@ def split_sentences(text: str) -> list[str]:
 # ---- chit-chat ----
 
 _LEAST_TURNS = 6
-_CHAT_WORDS = 200
+_CHAT_WORDS = 120
 
 
 def chitchat_rows(path: Path) -> list[Row]:
-    """Give the opening of each conversation of six turns or more, up to about 200 words.
+    """Give the opening of each conversation of six turns or more, up to about 120 words.
 
     Turns alternate between two people; the first becomes the user. A conversation in which they
     do not, or in which a turn is empty, is left out. An opening is a whole conversation in itself,
@@ -367,7 +374,7 @@ def choice_items(path: Path) -> list[ChoiceItem]:
     if len(skipped) * 100 > len(items):
         raise FetchError(
             f"{path.name}: {len(skipped)} of {len(items) + len(skipped)} rows are not multiple "
-            f"choice (first: {skipped[:3]}). Expected options as lines 'A. …' and one as the answer."
+            f"choice (first: {skipped[:3]}). Expected options as lines 'A. …', one as answer."
         )
     return items
 

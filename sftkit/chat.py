@@ -139,7 +139,7 @@ def encode_chat(
             f"row {row}: {len(ids)} tokens exceed max_tokens={max_tokens}. "
             f"Raise max_tokens to {len(ids)} or shorten the row."
         )
-    labels, ends = _label(ids, coded["offset_mapping"], spans, end_tokens(tokenizer))
+    labels, ends = _label(text, ids, coded["offset_mapping"], spans, end_tokens(tokenizer))
     if not all(ends):
         raise EncodeError(
             f"row {row}: the chat template puts no end-of-turn token after an answer, so the model "
@@ -226,7 +226,7 @@ def _find_answers(
     messages: Messages, tokenizer: PreTrainedTokenizerBase, system: str | None
 ) -> tuple[str, list[tuple[int, int]]]:
     """Render a conversation and find the character span of every assistant turn's words."""
-    said = "".join(message["content"] for message in messages)
+    said = (system or "") + "".join(message["content"] for message in messages)
     stem = _MARK
     for attempt in itertools.count():
         if stem.split("{}", maxsplit=1)[0] not in said:
@@ -242,13 +242,16 @@ def _find_answers(
             marked.append(dict(message))
     scaffold = render_chat(marked, tokenizer, system=system)
     real = render_chat(messages, tokenizer, system=system)
-    # Some templates strip what was said, so both the words as given and stripped are tried.
-    for cleaned in (lambda words: words, str.strip):
+    # Some templates trim what was said, so the words as given and the usual trims are tried.
+    for cleaned in (str, str.strip, _without_newlines, _without_first_newlines):
         text, spans, place = "", [], 0
         for mark, words in marks.items():
             found = scaffold.find(mark, place)
             if found < 0:
-                raise EncodeError("The chat template leaves out an assistant turn.")
+                raise EncodeError(
+                    "The chat template leaves out an assistant turn or rewrites its words, so the "
+                    "words to learn cannot be found in it. Train with a plain template."
+                )
             text += scaffold[place:found]
             spans.append((len(text), len(text) + len(cleaned(words))))
             text += cleaned(words)
@@ -262,7 +265,16 @@ def _find_answers(
     )
 
 
+def _without_newlines(words: str) -> str:
+    return words.strip("\n")
+
+
+def _without_first_newlines(words: str) -> str:
+    return words.lstrip("\n")
+
+
 def _label(
+    text: str,
     ids: Sequence[int],
     offsets: Sequence[tuple[int, int]],
     spans: Sequence[tuple[int, int]],
@@ -276,6 +288,8 @@ def _label(
         for position, (token_start, token_stop) in enumerate(offsets):
             if token_stop <= start:
                 continue
+            if text[stop:token_start].strip():
+                break  # someone else speaks before any end: these are not the assistant's words
             labels[position] = ids[position]
             if token_start >= stop and ids[position] in ending:
                 ended = True

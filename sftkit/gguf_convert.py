@@ -175,7 +175,7 @@ def _reason(done: subprocess.CompletedProcess[str], memory: int) -> str:
     short = ("MemoryError", "allocate memory", "bad_alloc", "failed to map", "alloc_cpu")
     if any(word in done.stderr for word in short) or done.returncode < 0:
         return (
-            f"it needed more than the {memory / (1 << 30):.1f} GiB it may take, or crashed "
+            f"it needed more than the {memory / 1e9:.2f} GB it may take, or crashed "
             f"({redact(last)[:200]}). Use a model published as safetensors."
         )
     return redact(last)[:400]

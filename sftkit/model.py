@@ -1,8 +1,10 @@
-"""Load the tokenizer and the base model; pick the dtype; quantize (the only home of bitsandbytes)."""
+"""Load tokenizer and base model; pick the dtype; quantize (the only home of bitsandbytes)."""
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -55,8 +57,8 @@ def pick_device(settings: ModelSettings) -> torch.device:
     if not there[settings.device]:
         have = ", ".join(name for name, present in there.items() if present)
         raise ModelError(
-            f"model.device={settings.device} was asked for, but torch {torch.__version__} sees only "
-            f"{have} here. Use device: auto."
+            f"model.device={settings.device} was asked for, but torch {torch.__version__} sees "
+            f"only {have} here. Use device: auto."
         )
     return torch.device(settings.device)
 
@@ -135,6 +137,7 @@ def load_model(
         FetchError: The model cannot be had.
         ModelError: It cannot be loaded as asked.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     source = source or fetch_model(settings)
@@ -148,20 +151,43 @@ def load_model(
         options["quantization_config"] = _quantization(settings, dtype)
         options["device_map"] = {"": str(device)}
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            source.path,
-            revision=source.revision,
-            dtype=dtype,
-            attn_implementation=attention,
-            use_safetensors=True,
-            trust_remote_code=False,
-            **options,
-        )
-    except (OSError, ValueError, ImportError) as error:
+        with _without_loading_bar():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source.path,
+                revision=source.revision,
+                dtype=dtype,
+                attn_implementation=attention,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **options,
+            )
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{source.name!r} cannot be loaded as a chat model: {error}") from error
+    model: PreTrainedModel = loaded[0]
+    missing = sorted(loaded[1]["missing_keys"])
+    if missing:  # transformers would fill them with random numbers
+        raise ModelError(
+            f"{source.name!r} lacks {len(missing)} of its weights, such as {missing[0]}. Its files "
+            "are incomplete, or belong to another kind of model; fetch it again."
+        )
     if settings.quantization == "none":
         model.to(device)  # type: ignore[arg-type]  # transformers types .to() for tensors only
     return model.requires_grad_(False).eval()
+
+
+@contextlib.contextmanager
+def _without_loading_bar() -> Iterator[None]:
+    """Keep transformers from drawing a bar per model; progress is shown by the run itself."""
+    from transformers.utils import logging
+
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
 
 
 def _quantization(settings: ModelSettings, dtype: torch.dtype) -> Any:

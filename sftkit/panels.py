@@ -75,7 +75,7 @@ def share_rows(learned: Learned) -> list[tuple[str, Change]]:
 def draw_shares(axes: Axes, rows: Sequence[tuple[str, Change]], *, compact: bool = False) -> str:
     """Draw a pair of bars per measure: base above, tuned below with its interval."""
     if not rows:
-        say_instead(axes, "knowledge was not measured")
+        _say_instead(axes, "knowledge was not measured")
         return "Knowledge was not measured."
     words = []
     gap = 4 if compact else 1.5
@@ -110,11 +110,11 @@ def draw_shares(axes: Axes, rows: Sequence[tuple[str, Change]], *, compact: bool
 def draw_loss(axes: Axes, change: Change | None, *, compact: bool = False) -> str:
     """Draw held-out loss as a pair of bars."""
     if change is None:
-        say_instead(axes, "held-out loss was not measured")
+        _say_instead(axes, "held-out loss was not measured")
         return "Held-out loss was not measured."
     low, high = (change.before + edge for edge in change.ci95)
     _bar_pair(axes, 0, change.before, change.after, (low, high))
-    longest = max(change.before, change.after, high)
+    longest = max(change.before, change.after, high) or 1.0
     pad = longest * (0.03 if compact else 0.015)
     after_color = TUNED if change.delta <= 0 else HARM
     axes.text(change.before + pad, -0.2, f"base {change.before:.2f}", va="center", color=MUTED)
@@ -154,7 +154,7 @@ def draw_ability(
 ) -> str:
     """Draw the change of accuracy per probe, in percentage points."""
     if not rows:
-        say_instead(axes, "ability was not measured")
+        _say_instead(axes, "ability was not measured")
         return "Ability was not measured."
     words = []
     for place, (name, delta, ci95, items) in enumerate(rows):
@@ -177,7 +177,7 @@ def draw_drift(axes: Axes, forgot: Forgot, margin: float, *, compact: bool = Fal
     """Draw the change of loss on general text, in nats per token."""
     drift = forgot.drift
     if drift is None:
-        say_instead(axes, "drift was not measured")
+        _say_instead(axes, "drift was not measured")
         return "Drift was not measured."
     _forest_row(axes, 0, drift.delta, drift.ci95, margin=margin, harm_is_positive=True)
     number = f"{signed(drift.delta, 2)} [{interval(drift.ci95, 1, 2)}]"
@@ -289,7 +289,7 @@ def draw_column(part: SubFigure, name: str) -> None:
     part.suptitle(name, x=0.02, ha="left", fontsize=12, color=INK)
 
 
-def say_instead(axes: Axes, words: str) -> None:
+def _say_instead(axes: Axes, words: str) -> None:
     """Say in an empty panel why it is empty."""
     axes.set_xticks([])
     axes.set_yticks([])

@@ -31,7 +31,6 @@ from sftkit.panels import (
     moved,
     new_figure,
     probe_rows,
-    say_instead,
     share_rows,
     smooth,
     styled,
@@ -75,8 +74,6 @@ def plot_training(training: TrainRecord, *, total_steps: int | None = None) -> F
         held_points = [(step, loss) for step, loss in held if loss is not None]
         numbers = [s.step for s in steps]
         losses = [s.loss for s in steps]
-        if not steps:
-            say_instead(loss_axes, "no step taken yet")
         loss_axes.plot(numbers, losses, ".", color=TUNED, alpha=0.28, markersize=5)
         loss_axes.plot(numbers, smooth(losses), color=TUNED, linewidth=2)
         loss_axes.plot(
@@ -139,8 +136,8 @@ def plot_forgot(
         drift_margin: Change of loss, nats per token, that counts as unmoved; the shaded band.
     """
     with styled():
-        figure = new_figure()
         rows = probe_rows(forgot, every=True)
+        figure = new_figure(height=SIZE[1] + 0.45 * max(len(rows) - 4, 0))
         ability_axes, drift_axes = figure.subplots(
             2, 1, gridspec_kw={"height_ratios": [max(len(rows), 1) + 0.6, 1.6]}
         )
@@ -162,7 +159,7 @@ def plot_overview(record: RunRecord) -> Figure:
         knowledge, style = left.subplots(2, 1, gridspec_kw={"height_ratios": [1.5, 1]})
         ability, moved = right.subplots(2, 1, gridspec_kw={"height_ratios": [1.5, 1]})
         words = (
-            draw_shares(knowledge, share_rows(record.learned), compact=True),
+            draw_shares(knowledge, share_rows(record.learned)[:2], compact=True),
             draw_loss(style, record.learned.heldout_loss, compact=True),
             draw_ability(
                 ability, probe_rows(record.forgot, every=False), ability_margin, compact=True

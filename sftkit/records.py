@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
+import string
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -80,8 +82,8 @@ class Encoded:
 
     @property
     def supervised(self) -> int:
-        """Count of supervised tokens."""
-        return sum(label != IGNORE for label in self.labels)
+        """Count of supervised tokens; a first token is none, because nothing predicts it."""
+        return sum(label != IGNORE for label in self.labels[1:])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -431,6 +433,23 @@ class RunRecord:
     data: DataFacts
 
 
+def normalise_answer(text: str) -> str:
+    """Lower case, no punctuation, no articles, single spaces (SQuAD, Rajpurkar et al. 2016).
+
+    An answer that is nothing but an article or punctuation ("A", "?") keeps it, so that it does
+    not equal an empty one.
+    """
+    lower = text.lower()
+    plain = "".join(mark for mark in lower if mark not in string.punctuation)
+    bare = re.sub(r"\b(a|an|the)\b", " ", plain)
+    return " ".join(bare.split() or plain.split() or lower.split())
+
+
+def is_exact(answer: str, expected: str) -> bool:
+    """Say whether an answer says the expected words and nothing else."""
+    return normalise_answer(answer) == normalise_answer(expected)
+
+
 Record = TypeVar("Record")
 
 
@@ -472,7 +491,15 @@ def load_run(folder: str | Path) -> RunRecord:
         raise RecordError(f"{path} cannot be read ({error.strerror}). Is it a run's folder?") from (
             error
         )
-    return from_json(RunRecord, text)
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path} is not UTF-8 text: {error.reason}.") from error
+    record = from_json(RunRecord, text)
+    if record.record_version != RECORD_VERSION:
+        raise RecordError(
+            f"{path} has record_version {record.record_version}; this sftkit reads "
+            f"{RECORD_VERSION}. Run it again with this version."
+        )
+    return record
 
 
 def _restore(hint: Any, raw: Any, path: str) -> Any:  # noqa: PLR0911, PLR0912  (one per kind)
@@ -502,6 +529,8 @@ def _restore(hint: Any, raw: Any, path: str) -> Any:  # noqa: PLR0911, PLR0912  
     if hint is Any:
         return raw
     if hint is float and isinstance(raw, int | float) and not isinstance(raw, bool):
+        if not math.isfinite(raw):
+            raise RecordError(f"{path} must be a finite number, got {raw}.")
         return float(raw)
     if isinstance(hint, type) and type(raw) is hint:
         return raw

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import datetime
 import importlib.metadata
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +19,14 @@ from sftkit.errors import DataError, SettingsError
 from sftkit.evidence.cache import cached_scores
 from sftkit.evidence.forgetting import (
     ForgettingScores,
+    ForgettingTest,
     compare_forgetting,
     make_forgetting_test,
     score_forgetting,
 )
 from sftkit.evidence.learning import (
     LearningScores,
+    LearningTest,
     compare_learning,
     heldout_examples,
     make_learning_test,
@@ -31,6 +35,7 @@ from sftkit.evidence.learning import (
 )
 from sftkit.records import (
     Answer,
+    ChoiceItem,
     Cost,
     DataFacts,
     Encoded,
@@ -40,15 +45,26 @@ from sftkit.records import (
     Refused,
     RunRecord,
     Step,
+    TrainRecord,
     to_json,
 )
-from sftkit.settings import Recipe, load_recipe, recipe_to_dict, save_recipe
+from sftkit.settings import (
+    EvaluateSettings,
+    Recipe,
+    load_recipe,
+    recipe_from_dict,
+    recipe_to_dict,
+    to_plain,
+    yaml_text,
+)
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
+    from sftkit.chat import EncodedRows
     from sftkit.dataset.split import Splits
+    from sftkit.model import DtypeChoice
     from sftkit.progress import Watcher
 
 PACKAGES = (
@@ -126,21 +142,33 @@ def run(recipe: Recipe, out: str | Path, *, watcher: Watcher | None = None) -> R
         SftkitError: Anything that makes the run impossible, before the first step where it can
             be seen there.
     """
-    from sftkit import adapter, model, objectives, train
-    from sftkit.evidence.perplexity import mean_loss, score_examples
-    from sftkit.evidence.verdicts import decide
-    from sftkit.progress import make_watcher, peak_memory_bytes
-    from sftkit.report.html import write_report
+    from sftkit.progress import make_watcher
 
     folder = _own_folder(out)
-    watcher = watcher or make_watcher()
-    note = watcher.note
-    clock = Stopwatch()
+    with contextlib.closing(watcher or make_watcher()) as watching:
+        record, answers = _carry_out(recipe, folder, watching)
+        write_run(record, answers, folder)
+        watching.note(f"report: {folder / 'report.html'}")
+    return record
 
+
+def _carry_out(
+    recipe: Recipe, folder: Path, watcher: Watcher
+) -> tuple[RunRecord, tuple[Answer, ...]]:
+    """Go through all stages in order."""
+    from sftkit import adapter, model, train
+    from sftkit.evidence.verdicts import decide
+    from sftkit.progress import peak_memory_bytes
+
+    settings, note, clock = recipe.evaluate, watcher.note, Stopwatch()
     source = catalog.fetch_model(recipe.model, progress=note)
     choice = model.pick_dtype(recipe.model)
     tokenizer = model.load_tokenizer(recipe.model, source=source)
-    data = prepare_data(recipe, tokenizer, note=note)
+    probes = {
+        name: catalog.probe_items(name, settings.items_per_probe, progress=note)
+        for name in settings.probes
+    }
+    data = prepare_data(recipe, tokenizer, probes, note=note)
     clock.done("data")
 
     base = model.load_model(recipe.model, dtype=choice.dtype, source=source)
@@ -150,80 +178,23 @@ def run(recipe: Recipe, out: str | Path, *, watcher: Watcher | None = None) -> R
     train.refuse_if_nothing_to_learn(tuned, data.train)
     clock.done("model")
 
-    settings = recipe.evaluate
-    learning = make_learning_test(
-        list(data.splits.test),
-        list(data.splits.control),
-        tokenizer,
-        settings,
-        max_tokens=recipe.data.max_tokens,
-        system=recipe.data.system,
-        seed=recipe.data.seed,
-    )
-    forgetting = make_forgetting_test(
-        {
-            name: catalog.probe_items(name, settings.items_per_probe, progress=note)
-            for name in settings.probes
-        },
-        catalog.passages("boolq", settings.drift_passages, progress=note)
-        if settings.drift_passages
-        else [],
-        tokenizer,
-        settings,
-    )
-    key = {
-        "base": source.fingerprint,
-        "dtype": choice.name,
-        "quantization": recipe.model.quantization,
-        "attention": base.config._attn_implementation,
-        "device": describe_device(base.device),
-        "threads": _threads(),
-        "versions": _versions(),
-    }
     note("measuring the base model")
+    environment = describe_environment(recipe, base, source, choice)
+    exam = make_exam(recipe, data, probes, tokenizer, note=note)
     with adapter.adapter_off(tuned):
-        learned_before = cached_scores(
-            LearningScores,
-            {**key, "test": learning, "new_tokens": settings.max_new_tokens},
-            lambda: score_learning(tuned, tokenizer, learning, settings),
-        )
-        forgot_before = cached_scores(
-            ForgettingScores,
-            {**key, "test": forgetting},
-            lambda: score_forgetting(tuned, forgetting),
-        )
+        before = score_base(tuned, exam, environment)
     clock.done("base measured")
 
-    note(f"training for {preflight.steps} steps")
-    curve = heldout_examples(data.validation, at_most=HELDOUT_CURVE_ITEMS)
-    with (folder / "metrics.jsonl").open("w", encoding="utf-8") as metrics:
-
-        def on_step(step: Step, total: int) -> None:
-            metrics.write(" ".join(to_json(step).split()) + "\n")
-            metrics.flush()
-            watcher.on_step(step, total)
-
-        training = train.train(
-            tuned,
-            data.train,
-            recipe.train,
-            objective=objectives.chat_loss,
-            heldout_loss=(lambda: mean_loss(score_examples(tuned, curve))) if curve else None,
-            on_step=on_step,
-        )
-    watcher.close()
-    adapter.save_adapter(tuned, folder / "adapter")
+    training = _train(recipe, data, tuned, folder, watcher)
     clock.done("training")
 
     note("measuring the tuned model")
     with adapter.adapter_scaled(tuned, settings.adapter_scale):
-        learned_after = score_learning(tuned, tokenizer, learning, settings)
-        forgot_after = score_forgetting(tuned, forgetting)
-    learned = compare_learning(learning, learned_before, learned_after, settings)
-    forgot = compare_forgetting(forgetting, forgot_before, forgot_after, settings)
-    answers = side_by_side(learning, learned_before, learned_after)
+        after = exam.score(tuned)
+    learned = compare_learning(exam.learning, before.learning, after.learning, settings)
+    forgot = compare_forgetting(exam.forgetting, before.forgetting, after.forgetting, settings)
+    answers = side_by_side(exam.learning, before.learning, after.learning)
     clock.done("tuned measured")
-
     record = RunRecord(
         name=recipe.name,
         date=datetime.date.today().isoformat(),
@@ -244,29 +215,130 @@ def run(recipe: Recipe, out: str | Path, *, watcher: Watcher | None = None) -> R
             matmul_gflops=choice.gflops,
             stages_s=dict(clock.stages),
         ),
-        environment=Environment(
-            versions=_versions(),
-            device=describe_device(base.device),
-            dtype=choice.name,
-            quantization=recipe.model.quantization,
-            seed=recipe.train.seed,
-            processes=1,
-            base=f"{source.name}: {source.title}" if source.title else source.name,
-            base_fingerprint=source.fingerprint,
-            dtype_reason=choice.reason,
-        ),
+        environment=environment,
         data=data.facts,
     )
-    save_recipe(recipe, folder / "recipe.yaml")
-    _write_lines(folder / "answers.jsonl", answers)
-    write_report(record, folder)
-    note(f"report: {folder / 'report.html'}")
-    return record
+    return record, answers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """One model's results on an exam."""
+
+    learning: LearningScores
+    forgetting: ForgettingScores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exam:
+    """All questions of a run, put to base and tuned model alike."""
+
+    learning: LearningTest
+    forgetting: ForgettingTest
+    settings: EvaluateSettings
+    tokenizer: PreTrainedTokenizerBase
+
+    def score(self, model: Any) -> Scores:
+        """Put all questions to one model."""
+        return Scores(
+            learning=score_learning(model, self.tokenizer, self.learning, self.settings),
+            forgetting=score_forgetting(model, self.forgetting),
+        )
+
+
+def make_exam(
+    recipe: Recipe,
+    data: PreparedData,
+    probes: Mapping[str, Sequence[ChoiceItem]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    note: Callable[[str], None] = lambda text: None,
+) -> Exam:
+    """Prepare what will be asked, from test and control rows, probes and general passages."""
+    settings = recipe.evaluate
+    learning = make_learning_test(
+        list(data.splits.test),
+        list(data.splits.control),
+        tokenizer,
+        settings,
+        max_tokens=recipe.data.max_tokens,
+        system=recipe.data.system,
+        seed=recipe.data.seed,
+    )
+    passages = catalog.passages("boolq", settings.drift_passages, progress=note)
+    forgetting = make_forgetting_test(probes, passages, tokenizer, settings)
+    return Exam(learning=learning, forgetting=forgetting, settings=settings, tokenizer=tokenizer)
+
+
+def score_base(model: Any, exam: Exam, environment: Environment) -> Scores:
+    """Score the base model, or take its scores from the cache.
+
+    Args:
+        model: The base model, or a tuned one whose adapter is switched off.
+        exam: The questions.
+        environment: Everything else the numbers depend on.
+    """
+    from sftkit.forward import unwrapped
+
+    key = {
+        "environment": dataclasses.replace(environment, seed=0, dtype_reason=""),
+        "attention": unwrapped(model).config._attn_implementation,
+        "learning": exam.learning,
+        "forgetting": exam.forgetting,
+        "max_new_tokens": exam.settings.max_new_tokens,
+    }
+    return cached_scores(Scores, key, lambda: exam.score(model))
+
+
+def _train(
+    recipe: Recipe, data: PreparedData, tuned: Any, folder: Path, watcher: Watcher
+) -> TrainRecord:
+    """Train, write metrics.jsonl on the way, and save the adapter."""
+    from sftkit import adapter, objectives, train
+    from sftkit.evidence.perplexity import mean_loss, score_examples
+
+    curve = heldout_examples(data.validation, at_most=HELDOUT_CURVE_ITEMS)
+    with (folder / "metrics.jsonl").open("w", encoding="utf-8") as metrics:
+
+        def on_step(step: Step, total: int) -> None:
+            metrics.write(json.dumps(to_plain(step)) + "\n")
+            metrics.flush()
+            watcher.on_step(step, total)
+
+        training = train.train(
+            tuned,
+            data.train,
+            recipe.train,
+            objective=objectives.chat_loss,
+            heldout_loss=(lambda: mean_loss(score_examples(tuned, curve))) if curve else None,
+            on_step=on_step,
+        )
+    adapter.save_adapter(tuned, folder / "adapter")
+    return training
+
+
+def write_run(record: RunRecord, answers: Sequence[Answer], folder: str | Path) -> None:
+    """Write a run's folder: record, recipe, all answers, report, model card and plots.
+
+    Secrets found in any text are blacked out first.
+    """
+    from sftkit.report.html import write_report
+    from sftkit.report.redact import redact, redact_record
+
+    folder = Path(folder)
+    clean = redact_record(record)
+    (folder / "run.json").write_text(to_json(clean), encoding="utf-8")
+    recipe = yaml_text(recipe_from_dict(record.recipe))
+    (folder / "recipe.yaml").write_text(redact(recipe), encoding="utf-8")
+    lines = [redact(json.dumps(to_plain(answer), ensure_ascii=False)) for answer in answers]
+    (folder / "answers.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_report(clean, folder)
 
 
 def prepare_data(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase,
+    probes: Mapping[str, Sequence[ChoiceItem]],
     *,
     note: Callable[[str], None] = lambda text: None,
 ) -> PreparedData:
@@ -275,6 +347,7 @@ def prepare_data(
     Args:
         recipe: Its data settings decide.
         tokenizer: The model's tokenizer.
+        probes: Questions per probe; none of them may stand in the training rows.
         note: Told what is slow and what was left out.
 
     Raises:
@@ -291,58 +364,50 @@ def prepare_data(
         group_by=settings.group_by,
         split_by=settings.split_by,
     )
-    found = audit.audit_dataset(dataset, tokenizer=tokenizer)
+    marked = split.mark_splits(dataset, settings)
+    found = audit.audit_dataset(
+        marked,
+        tokenizer,
+        [item.question for items in probes.values() for item in items],
+        group_by=settings.group_by,
+        source=settings.source,
+    )
     if settings.faulty_rows == "drop":
-        dataset, dropped = audit.drop_faulty(dataset, found)
+        marked, dropped = audit.drop_faulty(marked, found)
         if dropped:
             note(f"{len(dropped)} rows with errors were left out (data.faulty_rows: drop)")
     else:
-        audit.raise_on_errors(found.findings)
-    splits = split.split_dataset(dataset, settings)
-    overlap = audit.audit_splits(splits)
-    audit.raise_on_errors(overlap.findings)
-    findings = (*found.findings, *overlap.findings)
-
-    encoded = encode_rows(
-        splits.train, tokenizer, max_tokens=settings.max_tokens, system=settings.system
-    )
-    examples = list(encoded.examples)
-    replayed: tuple[Encoded, ...] = ()
+        audit.raise_on_errors(found.findings, source=settings.source)
+    splits = split.take_splits(marked, settings)
+    training = splits.train
     if settings.replay is not None:
-        general = encode_rows(
-            read.read_dataset(settings.replay),
-            tokenizer,
-            max_tokens=settings.max_tokens,
-            system=settings.system,
-        ).examples
-        replayed = tuple(
-            split.pick_replay(
-                general, beside=len(examples), share=settings.replay_share, seed=settings.seed
-            )
+        training = split.mix_replay(
+            training, read.read_dataset(settings.replay), settings.replay_share, settings.seed
         )
-    validation = encode_rows(
-        splits.validation, tokenizer, max_tokens=settings.max_tokens, system=settings.system
-    ).examples
-    if not examples:
+
+    def encode(rows: Iterable[Mapping[str, Any]]) -> EncodedRows:
+        return encode_rows(rows, tokenizer, max_tokens=settings.max_tokens, system=settings.system)
+
+    encoded = encode(training)
+    if not encoded.examples:
         reasons = "; ".join(refusal.reason for refusal in encoded.refused[:3])
-        raise DataError(f"No training row could be encoded: {reasons}", findings)
-    by_split = {name: rows for name, rows in splits.named().items() if len(rows)}
+        raise DataError(f"No training row could be encoded: {reasons}", found.findings)
     terms = catalog.entry(settings.source) if settings.source in catalog.names() else None
     return PreparedData(
         splits=splits,
-        train=(*examples, *replayed),
-        replayed=len(replayed),
-        validation=validation,
+        train=encoded.examples,
+        replayed=len(training) - len(splits.train),
+        validation=encode(splits.validation).examples,
         refused=encoded.refused,
-        findings=findings,
+        findings=found.findings,
         facts=DataFacts(
             source=settings.source,
             fingerprint=split.fingerprint(dataset),
-            counts={name: len(rows) for name, rows in by_split.items()},
-            groups={name: len(set(rows["group"])) for name, rows in by_split.items()},
+            counts={name: count for name, count in splits.counts().items() if count},
+            groups={name: count for name, count in splits.group_counts().items() if count},
             licence=terms.licence if terms else "not stated",
             notice=terms.notice if terms else "",
-            findings=findings,
+            findings=found.findings,
         ),
     )
 
@@ -386,6 +451,23 @@ def find_recipe(name: str, *, overrides: Sequence[str] = ()) -> Recipe:
     return load_recipe(path, overrides=overrides)
 
 
+def describe_environment(
+    recipe: Recipe, base: Any, source: catalog.ModelSource, choice: DtypeChoice
+) -> Environment:
+    """Write down where a run happens and which base it starts from."""
+    return Environment(
+        versions=_versions(),
+        device=describe_device(base.device),
+        dtype=choice.name,
+        quantization=recipe.model.quantization,
+        seed=recipe.train.seed,
+        processes=1,
+        base=f"{source.name}: {source.title}" if source.title else source.name,
+        base_fingerprint=source.fingerprint,
+        dtype_reason=choice.reason,
+    )
+
+
 def describe_device(device: torch.device) -> str:
     """Name the processor or GPU in words, without the machine's own name."""
     import torch
@@ -425,15 +507,15 @@ def _tell_preflight(
     note(
         f"{preflight.rows} rows ({preflight.replayed} replayed), {preflight.tokens} tokens per "
         f"epoch, {preflight.supervised_tokens} of them supervised ({share:.0%}); "
-        f"{len(preflight.refused)} rows refused; {preflight.steps} steps"
+        f"{len(preflight.refused)} rows refused"
     )
     for refusal in preflight.refused[:3]:
         note(f"refused: {refusal.reason}")
-    note(parameters)
+    note(f"{parameters}; training for {preflight.steps} steps")
 
 
 def _for_reading(answers: Sequence[Answer], count: int) -> tuple[Answer, ...]:
-    """Take a fixed choice of answers, not a flattering one: evenly spaced, a third of them control."""
+    """Take a fixed choice, not a flattering one: evenly spaced, a third of them control."""
     test = [answer for answer in answers if answer.split == "test"]
     control = [answer for answer in answers if answer.split == "control"]
     of_control = min(len(control), count // 3)
@@ -443,14 +525,6 @@ def _for_reading(answers: Sequence[Answer], count: int) -> tuple[Answer, ...]:
 def _evenly(answers: Sequence[Answer], count: int) -> list[Answer]:
     count = min(count, len(answers))
     return [answers[place * len(answers) // count] for place in range(count)]
-
-
-def _write_lines(path: Path, records: Sequence[Any]) -> None:
-    from sftkit.report.redact import redact
-    from sftkit.settings import to_plain
-
-    lines = (json.dumps(to_plain(record), ensure_ascii=False) for record in records)
-    path.write_text(redact("\n".join(lines)) + "\n", encoding="utf-8")
 
 
 def _versions() -> Mapping[str, str]:

@@ -5,6 +5,7 @@ A recipe is the whole description of a run. Every default of the kit lives here 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import re
@@ -122,7 +123,7 @@ class AdapterSettings:
 
     kind: Literal["lora"] = "lora"
     r: int = 16
-    lora_alpha: float = 32.0
+    lora_alpha: int = 32
     lora_dropout: float = 0.0
     target_modules: str | tuple[str, ...] = "all-linear"
     layers: tuple[int, ...] | None = None
@@ -267,9 +268,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse names that make bad folders, and combinations that cannot work."""
-        name_ok = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name) is not None
-        _check(self, (name_ok, "name", "must be letters, digits, '.', '-' or '_'"))
         faults = _impossible(self)
+        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name) is None:
+            expected = "must be letters, digits, '.', '-' or '_'"
+            faults.insert(0, f"Recipe.name {expected}, got {self.name!r}.")
         if faults:
             raise SettingsError("\n".join(faults))
 
@@ -348,12 +350,11 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     return typing.cast("dict[str, Any]", to_plain(recipe))
 
 
-def save_recipe(recipe: Recipe, path: str | Path) -> None:
-    """Write a recipe with every default spelled out, so the file says all there is to say."""
+def yaml_text(recipe: Recipe) -> str:
+    """Write a recipe as YAML with every default spelled out, so the text says all there is."""
     import yaml
 
-    text = yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False, allow_unicode=True)
-    Path(path).write_text(text, encoding="utf-8")
+    return str(yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False, allow_unicode=True))
 
 
 def parse_yaml(text: str, *, where: str) -> Any:
@@ -399,6 +400,11 @@ def parse_yaml(text: str, *, where: str) -> Any:
 
 def _check(settings: object, *rules: tuple[bool, str, str]) -> None:
     """Raise one SettingsError that names every broken rule (holds, field, what is expected)."""
+    names = {name for holds, name, _ in rules if not holds}
+    for info in dataclasses.fields(settings):  # type: ignore[arg-type]  # callers are dataclasses
+        value = getattr(settings, info.name)
+        if isinstance(value, float) and not math.isfinite(value) and info.name not in names:
+            rules = (*rules, (False, info.name, "must be a finite number"))
     faults = [
         f"{type(settings).__name__}.{name} {expected}, got {getattr(settings, name)!r}."
         for holds, name, expected in rules
@@ -429,14 +435,17 @@ def _build(cls: Any, raw: object, path: str, faults: list[str]) -> Any:
         return None
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    before = len(faults)
+    unfit: list[str] = []  # fields given wrongly; their defaults must not be blamed in their place
     values: dict[str, Any] = {}
     for key, value in raw.items():
         where = f"{path}.{key}" if path else str(key)
         if key not in fields:
             faults.append(f"unknown key {where!r}.{near_names(str(key), fields)}")
         elif dataclasses.is_dataclass(hints[key]):
+            known = len(faults)
             section = _build(hints[key], value, where, faults)
+            unfit += [where] * (section is None)
+            unfit += [fault.split(" ", 1)[0] for fault in faults[known:]]
             if section is not None:
                 values[key] = section
         else:
@@ -445,20 +454,27 @@ def _build(cls: Any, raw: object, path: str, faults: list[str]) -> Any:
                 values[key] = converted
             else:
                 faults.append(f"{where} must be {_describe(hints[key])}, got {value!r}.")
+                unfit.append(where)
     for name, info in fields.items():
         if name not in raw and _is_required(info):
             faults.append(f"{path + '.' if path else ''}{name} is missing.")
-    typed_wrong = len(faults) > before
     required = {name for name, info in fields.items() if _is_required(info)}
     if not required <= set(values):
         return None
     try:  # with defaults in the place of wrong types, so that ranges are judged in the same pass
-        built = cls(**values)
+        return cls(**values)
     except SettingsError as error:
-        prefix = f"{path}." if path else ""
-        faults += [line.replace(f"{cls.__name__}.", prefix, 1) for line in str(error).splitlines()]
-        return None
-    return None if typed_wrong else built
+        lines = str(error).splitlines()
+    prefix = f"{path}." if path else ""
+    faults += [
+        line.replace(f"{cls.__name__}.", prefix, 1)
+        for line in lines
+        if not any(place in line for place in unfit)
+    ]
+    bad = {line.removeprefix(f"{cls.__name__}.").split(" ", 1)[0] for line in lines}
+    with contextlib.suppress(SettingsError, TypeError):  # without the fields that are out of range
+        return cls(**{name: value for name, value in values.items() if name not in bad})
+    return None
 
 
 def _is_required(info: dataclasses.Field[Any]) -> bool:

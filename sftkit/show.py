@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sftkit.records import IGNORE, Answer, Encoded, Preflight
+from sftkit.records import IGNORE, Answer, Encoded, Preflight, is_exact
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -183,8 +183,8 @@ def token_texts(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple
 
 
 def matches(given: str, expected: str) -> bool:
-    """Say whether an answer is the expected one, but for case, spaces and a final full stop."""
-    return bool(expected.strip()) and _bare(given) == _bare(expected)
+    """Say whether an answer is the expected one; nothing matches where nothing was expected."""
+    return bool(expected.strip()) and is_exact(given, expected)
 
 
 def visible(text: str, *, keep_newlines: bool = False) -> str:
@@ -202,10 +202,6 @@ def _visible_char(char: str) -> str:
     if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
         return f"⟨U+{code:04X}⟩"
     return char
-
-
-def _bare(text: str) -> str:
-    return " ".join(text.split()).casefold().rstrip(".").rstrip()
 
 
 def _html(text: str) -> str:

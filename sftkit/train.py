@@ -77,8 +77,13 @@ def train(
         rate = rate_at(number, len(plan), settings)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        weight = sum(examples[row].supervised for row in batch)
-        loss = _backward(model, accelerator, objective, examples, batch, lengths, settings, weight)
+        loss = _backward(
+            model,
+            accelerator,
+            [examples[row] for row in batch],
+            objective=objective,
+            micro_batches=settings.micro_batches,
+        )
         if not math.isfinite(loss):
             raise TrainError(
                 f"The loss of step {number} is {loss}, so training stopped. Rows of the batch: "
@@ -86,10 +91,17 @@ def train(
                 f"too high (here {settings.learning_rate:g}) or float16 overflow."
             )
         norm = accelerator.clip_grad_norm_(_trained(model), settings.max_grad_norm)
+        if accelerator.scaler is None and not math.isfinite(norm):  # a scaler skips such steps
+            raise TrainError(
+                f"The gradient of step {number} is {float(norm)}, so training stopped before the "
+                f"adapter changed. Rows of the batch: "
+                f"{sorted(examples[row].row for row in batch)[:20]}. Usual cause: learning_rate "
+                f"too high (here {settings.learning_rate:g})."
+            )
         optimizer.step()
         optimizer.zero_grad()
         tokens += sum(lengths[row] for row in batch)
-        supervised += weight
+        supervised += sum(examples[row].supervised for row in batch)
         seconds += time.perf_counter() - started
         step = Step(
             step=number,
@@ -161,6 +173,12 @@ def refuse_if_nothing_to_learn(model: Any, examples: Sequence[Encoded]) -> None:
             f"0 of {total} tokens would be learned from: every label is masked. Check that the "
             "rows have assistant turns and that the chat template is the model's own."
         )
+    silent = [example.row for example in examples if not example.supervised]
+    if silent:
+        raise TrainError(
+            f"{len(silent)} of {len(examples)} examples have no supervised token and would teach "
+            f"nothing: rows {silent[:20]}. Leave them out."
+        )
     if not _trained(model):
         raise TrainError("No parameter requires a gradient. Attach an adapter first.")
 
@@ -168,27 +186,25 @@ def refuse_if_nothing_to_learn(model: Any, examples: Sequence[Encoded]) -> None:
 def _backward(
     model: Any,
     accelerator: Accelerator,
+    batch: Sequence[Encoded],
+    *,
     objective: Objective,
-    examples: Sequence[Encoded],
-    batch: Sequence[int],
-    lengths: Sequence[int],
-    settings: TrainSettings,
-    weight: int,
+    micro_batches: int,
 ) -> float:
-    """Add the step's gradient, over micro-batches and processes; return its mean loss."""
+    """Add the gradient of one step, over micro-batches and processes; return its mean loss."""
     base = unwrapped(model)
     pad_id = base.config.pad_token_id or 0
+    weight = sum(example.supervised for example in batch)
     hands = deal(
-        batch,
-        lengths,
+        [len(example.input_ids) for example in batch],
         process=accelerator.process_index,
         processes=accelerator.num_processes,
-        micro_batches=settings.micro_batches,
+        micro_batches=micro_batches,
     )
     total = torch.zeros((), device=base.device)
-    for turn, rows in enumerate(hands, start=1):
+    for turn, places in enumerate(hands, start=1):
         # A process without rows still takes part, with a row that teaches nothing.
-        chosen = [examples[row] for row in rows] or [_silenced(examples[batch[0]])]
+        chosen = [batch[place] for place in places] or [_silenced(batch[0])]
         inputs = collate(chosen, pad_id=pad_id, device=base.device)
         last = turn == len(hands)
         with contextlib.nullcontext() if last else accelerator.no_sync(model):

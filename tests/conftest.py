@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 # Set before torch is imported: two cores, and no network however a library is called.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# A busy machine is slow, not wrong; and the same code gives the same verdict in every run.
+settings.register_profile("sftkit", deadline=None, derandomize=True, database=None)
+settings.load_profile("sftkit")
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
@@ -58,6 +64,17 @@ def make_model(*, vocab_size: int, layers: int = 2, seed: int = 0) -> Any:
         attn_implementation="eager",
     )
     return LlamaForCausalLM(config).requires_grad_(False).eval()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Compute on one thread: a tiny product on two took 200 times as long beside a busy process.
+
+    Tests with a real model take all processors.
+    """
+    if torch := sys.modules.get("torch"):
+        real = item.get_closest_marker("model") is not None
+        torch.set_num_threads((os.cpu_count() or 1) if real else 1)
 
 
 @pytest.fixture

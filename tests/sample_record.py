@@ -168,7 +168,7 @@ def sample_record(**changes: Any) -> RunRecord:
         answers=ANSWERS,
         preflight=Preflight(
             rows=384, replayed=96, tokens=20_412, supervised_tokens=6_310, steps=113, longest=187,
-            refused=(Refused(row=17, reason="612 prompt + 90 answer tokens exceed max_tokens=512."),),
+            refused=(Refused(row=17, reason="612 prompt + 90 answer tokens exceed 512."),),
             example_tokens=TOKENS,
             example_supervised=(False,) * (len(TOKENS) - 4) + (True,) * 4,
         ),
@@ -184,7 +184,8 @@ def sample_record(**changes: Any) -> RunRecord:
         environment=Environment(
             versions={"python": "3.11.7", "torch": "2.9.1", "transformers": "5.2.0"},
             device="Intel Xeon, 2 cores", dtype="bfloat16", quantization="none", seed=0,
-            processes=1, base="smollm2-135m (HuggingFaceTB/SmolLM2-135M-Instruct)",
+            processes=1,
+            base="smollm2-135m: SmolLM2-135M-Instruct, weights dequantized from Q4_1 (GGUF)",
             base_fingerprint="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
             dtype_reason="bfloat16 412 GFLOP/s, float32 96 GFLOP/s",
         ),
@@ -260,6 +261,48 @@ def recognition_record() -> RunRecord:
     )  # fmt: skip
 
 
+def still_record() -> RunRecord:
+    """A run whose adapter changes nothing: every change and interval is exactly zero."""
+    still = {"delta": 0.0, "ci95": (0.0, 0.0)}
+
+    def same(change: Any) -> Any:
+        return dataclasses.replace(change, after=change.before, **still)
+
+    zero = {**still, "logprob_delta": 0.0, "logprob_ci95": (0.0, 0.0)}
+    return sample_record(
+        learned=Learned(
+            heldout_loss=same(LEARNED.heldout_loss),
+            exact=same(LEARNED.exact),
+            control=same(LEARNED.control),
+        ),
+        forgot=Forgot(
+            probes=tuple(dataclasses.replace(same(p), **zero) for p in FORGOT.probes),
+            overall=Overall(items=600, **zero),  # type: ignore[arg-type]
+            drift=same(FORGOT.drift),
+        ),
+    )
+
+
+def extreme_record() -> RunRecord:
+    """Everything learned, much forgotten, seven probes: the longest labels and intervals."""
+    assert LEARNED.exact is not None
+    full = dataclasses.replace(
+        LEARNED.exact, before=0.42, after=1.0, delta=0.58, ci95=(0.3, 0.58), items=12_000
+    )
+    probe = dataclasses.replace(FORGOT.probes[0], delta=-0.4, ci95=(-0.555, -0.333), items=12_000)
+    return sample_record(
+        learned=Learned(exact=full, control=full, recognition=full, heldout_loss=Change(
+            before=3.39, after=12.4, delta=9.01, ci95=(8.02, 11.11), items=72, groups=36)),
+        forgot=Forgot(
+            probes=(probe,) * 7,
+            overall=Overall(delta=-0.4, ci95=(-0.444, -0.333), logprob_delta=-1.0,
+                            logprob_ci95=(-1.1, -0.9), items=84_000),
+            drift=Drift(before=3.2, after=15.2, delta=12.04, ci95=(11.11, 13.33), passages=1000,
+                        tokens=100_000),
+        ),
+    )  # fmt: skip
+
+
 HOSTILE = (
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
@@ -274,7 +317,7 @@ HOSTILE = (
     "$a_{$ \\frac{1}{0} ^_^ $$",
     "\x1b[31mred\x1b[0m \u202eright-to-left\u202c \x00 \U0001f600 | pipe",
 )
-"""12 payloads: HTML, CSS and URL injection, template, markdown, YAML, mathtext and control codes."""
+"""12 payloads: HTML, URL, template, markdown and YAML injection, mathtext, control codes."""
 
 
 def _fill(value: Any, payload: str, keep: tuple[str, ...]) -> Any:
@@ -298,6 +341,6 @@ def _fill(value: Any, payload: str, keep: tuple[str, ...]) -> Any:
 
 
 def hostile_record(payload: str) -> RunRecord:
-    """The sample run with one payload in every text a user, a file or a model could have written."""
+    """The sample run with one payload in every text a user, file or model could have written."""
     record: RunRecord = _fill(sample_record(), payload, keep=("state", "severity"))
     return record

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftkit.dataset.faults import FaultLog, raise_on_errors
-from sftkit.dataset.read import convert_table, read_table
+from sftkit.dataset.formats import convert_table
+from sftkit.dataset.read import read_table
 from sftkit.errors import DataError
-from sftkit.records import Finding, Refused
+from sftkit.records import Finding, Refused, Severity
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -132,7 +133,7 @@ def audit_rows(
             log.add(code, place, row=position, of=of, detail=detail)
         for text in _texts(row):
             if token := find_token(text):
-                severity = "warning" if special_tokens is None else None
+                severity: Severity | None = "warning" if special_tokens is None else None
                 log.add("D31", place, row=position, of="messages", detail=token, severity=severity)
             if _INVISIBLE.search(text):
                 log.add("D14", place, row=position, of="messages")
@@ -334,7 +335,7 @@ def _find_split_groups(rows: Sequence[Row], group_by: str | None, log: FaultLog)
         found = splits.get(str(row.get("group")), set())
         if len(found) > 1:
             detail = f"{row['group']!r} in {' and '.join(sorted(found))}"
-            severity = "information" if group_by is None else "warning"
+            severity: Severity = "information" if group_by is None else "warning"
             place = _place(rows, position)
             log.add(
                 "D38", place, row=position, of=group_by or "group", detail=detail, severity=severity

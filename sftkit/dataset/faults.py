@@ -135,22 +135,22 @@ FAULTS: Mapping[str, Fault] = {
     ),
     "D31": Fault(
         severity="error",
-        message="{rows} contain a control token of the model; the first: {detail}",
+        message="a control token of the model in {rows}; the first: {detail}",
         fix="Remove it: inside text it would become a command to the model.",
     ),
     "D33": Fault(
         severity="warning",
-        message="{rows} repeat an earlier row word for word",
+        message="word-for-word repeats of an earlier row in {rows}",
         fix="Delete the copies, unless they are meant to count more.",
     ),
     "D34": Fault(
         severity="error",
-        message="{rows} in train ask what {detail} asks too: scores would be invalid",
+        message="in train, {rows} with the question of {detail}: scores would be invalid",
         fix="Delete these rows from train.",
     ),
     "D38": Fault(
         severity="warning",
-        message="{rows} belong to groups that stand in more than one split; the first: {detail}",
+        message="groups that stand in more than one split, with {rows}; the first: {detail}",
         fix="Keep a group in one split, or expect a score for known groups only.",
     ),
 }

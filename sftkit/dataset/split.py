@@ -58,23 +58,40 @@ def split_dataset(dataset: Dataset, settings: DataSettings) -> Splits:
     Raises:
         DataError: No such split column, an unknown split, or a split without rows.
     """
+    return take_splits(mark_splits(dataset, settings), settings)
+
+
+def mark_splits(dataset: Dataset, settings: DataSettings) -> Dataset:
+    """Write into a column `split` where `split_dataset` would put every row."""
     names = (
         _named_splits(dataset, settings) if settings.split_by else _drawn_splits(dataset, settings)
     )
+    if "split" in dataset.column_names:
+        dataset = dataset.remove_columns("split")
+    return dataset.add_column("split", names)
+
+
+def take_splits(marked: Dataset, settings: DataSettings) -> Splits:
+    """Divide a dataset by its column `split`.
+
+    Raises:
+        DataError: A split other than control has no rows.
+    """
     positions: dict[str, list[int]] = {"train": [], "validation": [], "test": [], "control": []}
-    for position, name in enumerate(names):
+    for position, name in enumerate(marked["split"]):
         positions[name].append(position)
     empty = [name for name in ("train", "validation", "test") if not positions[name]]
     if empty:
-        raise DataError(_explain_empty(dataset, settings, empty))
-    return Splits(**{name: dataset.select(chosen) for name, chosen in positions.items()})
+        raise DataError(_explain_empty(marked, settings, empty))
+    return Splits(**{name: marked.select(chosen) for name, chosen in positions.items()})
 
 
 def _named_splits(dataset: Dataset, settings: DataSettings) -> list[str]:
     column = "split" if "split" in dataset.column_names else settings.split_by or ""
     if column not in dataset.column_names:
         raise DataError(
-            f"split_by={column!r}: the dataset has no such column.{near_names(column, dataset.column_names)}"
+            f"split_by={column!r}: the dataset has no such column."
+            f"{near_names(column, dataset.column_names)}"
         )
     names = [str(name) for name in dataset[column]]
     unknown = sorted(set(names) - {"train", "validation", "test", "control"})
@@ -119,8 +136,8 @@ def _explain_empty(dataset: Dataset, settings: DataSettings, empty: list[str]) -
     return (
         f"{len(dataset)} rows in {len(set(dataset['group']))} groups leave none for {missing} "
         f"(test_fraction={settings.test_fraction:g}, validation_fraction="
-        f"{settings.validation_fraction:g}, seed={settings.seed}). Take more groups (limit), a larger "
-        "fraction, or another seed."
+        f"{settings.validation_fraction:g}, seed={settings.seed}). Take more groups (limit), a "
+        "larger fraction, or another seed."
     )
 
 
@@ -161,8 +178,8 @@ def mix_replay(train: Dataset, replay: Dataset, share: float, seed: int) -> Data
     if wanted > len(replay):
         most = len(replay) / (len(train) + len(replay))
         raise DataError(
-            f"replay_share={share:g} of {len(train)} training rows needs {wanted} rows to replay, but "
-            f"there are {len(replay)}. Lower replay_share to {most:.2f} or give more."
+            f"replay_share={share:g} beside {len(train)} training rows needs {wanted} rows to "
+            f"replay, but there are {len(replay)}. Lower replay_share to {most:.2f} or give more."
         )
     ids = list(replay["id"])
     order = sorted(range(len(ids)), key=lambda i: (draw_share(seed, str(ids[i])), i))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -34,12 +35,13 @@ def cached_scores(
     name = hashlib.sha256(f"{cls.__name__}\n{text}".encode()).hexdigest()[:32]
     path = cache_folder() / "scores" / f"{name}.json"
     if path.is_file():
-        try:
+        # A damaged file is computed anew.
+        with contextlib.suppress(RecordError, OSError, UnicodeDecodeError):
             return from_json(cls, path.read_text(encoding="utf-8"))
-        except (RecordError, OSError, UnicodeDecodeError):
-            path.unlink(missing_ok=True)  # a damaged file is computed anew
     scores = compute()
-    _write(path, to_json(scores))
+    kept = to_json(scores)
+    with contextlib.suppress(OSError):  # a read-only cache is fine, only slower
+        _write(path, kept)
     return scores
 
 

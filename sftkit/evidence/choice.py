@@ -106,8 +106,7 @@ def score_choices(model: Any, prompts: Sequence[Prompt]) -> tuple[ChoiceScore, .
     with scoring(model):
         for batch in batches_by_length([prompt.width for prompt in prompts]):
             rows = [prompts[row] for row in batch]
-            for row, score in zip(batch, _score_side_by_side(model, rows), strict=True):
-                scores[row] = score
+            scores.update(zip(batch, _score_side_by_side(model, rows), strict=True))
     return tuple(scores[row] for row in range(len(prompts)))
 
 

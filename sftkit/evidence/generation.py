@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import string
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +40,7 @@ def generate_answers(
 
     base = unwrapped(model)
     pad_id = base.config.pad_token_id or 0
+    ends = sorted(end_tokens(tokenizer))
     order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), row))
     answers: dict[int, str] = {}
     with scoring(model), precision_of(model):
@@ -54,23 +53,14 @@ def generate_answers(
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 pad_token_id=pad_id,
-                eos_token_id=sorted(end_tokens(tokenizer)),
+                eos_token_id=ends,
             )
-            for row, tokens in zip(batch, written[:, ids.shape[1] :], strict=True):
-                text = tokenizer.decode(tokens, skip_special_tokens=True)
+            for row, tokens in zip(batch, written[:, ids.shape[1] :].tolist(), strict=True):
+                # What follows the end is padding, whose id may be a word's in some vocabularies.
+                stop = next((p for p, token in enumerate(tokens) if token in ends), len(tokens))
+                text = tokenizer.decode(tokens[:stop], skip_special_tokens=True)
                 answers[row] = str(text).strip()
     return tuple(answers[row] for row in range(len(prompts)))
-
-
-def normalise_answer(text: str) -> str:
-    """Lower case, no punctuation, no articles, single spaces (SQuAD, Rajpurkar et al. 2016)."""
-    plain = "".join(mark for mark in text.lower() if mark not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split())
-
-
-def is_exact(answer: str, expected: str) -> bool:
-    """Say whether an answer says the expected words and nothing else."""
-    return normalise_answer(answer) == normalise_answer(expected)
 
 
 def _pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

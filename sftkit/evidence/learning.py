@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from sftkit.chat import encode_prompt, encode_rows, split_question
 from sftkit.evidence.choice import ChoiceScore, Prompt, score_choices
-from sftkit.evidence.generation import generate_answers, is_exact
+from sftkit.evidence.generation import generate_answers
 from sftkit.evidence.perplexity import TokenLoss, score_examples
 from sftkit.evidence.statistics import paired_change
-from sftkit.records import IGNORE, Answer, Change, Encoded, Learned
+from sftkit.records import IGNORE, Answer, Change, Encoded, Learned, is_exact
 from sftkit.settings import EvaluateSettings
 
 if TYPE_CHECKING:

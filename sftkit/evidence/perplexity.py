@@ -68,7 +68,7 @@ def mean_loss(scores: Sequence[TokenLoss]) -> float:
 def encode_passages(
     passages: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int
 ) -> tuple[Encoded, ...]:
-    """Encode general text, every token but the first scored.
+    """Encode general text, every token but the first scored; text without two tokens is left out.
 
     Args:
         passages: Plain text.
@@ -79,6 +79,8 @@ def encode_passages(
     for number, passage in enumerate(passages):
         coded: Any = tokenizer(passage, add_special_tokens=False)
         ids = tuple(coded["input_ids"][:max_tokens])
+        if len(ids) < 2:
+            continue
         encoded.append(
             Encoded(
                 input_ids=ids,

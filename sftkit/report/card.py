@@ -14,7 +14,8 @@ from sftkit.report.redact import redact, redact_record
 from sftkit.settings import to_plain
 from sftkit.show import visible
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}")
+_HUB_ID = re.compile(r"(?:^|[\s(])([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?=$|[\s),:])")
 _DATASET = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?")
 _FILE = re.compile(r"\.(?:jsonl?|csv|tsv|txt|parquet)$", re.IGNORECASE)
 _LICENCES = (
@@ -37,16 +38,15 @@ def render_card(record: RunRecord, alts: Mapping[str, str] | None = None) -> str
         alts: Alt text per picture in plots/, where pictures are there.
     """
     record = redact_record(record)
-    base = base_model(record)
     parts = [
-        _front_matter(record, base),
+        _front_matter(record),
         f"# {plain(record.name)}\n",
         f"**{plain(record.verdicts.summary)}**\n",
         _picture("overview", alts),
         _verdict_table(record),
         _measures(record),
         _picture("forgotten", alts),
-        _loading(base),
+        _loading(record),
         _origin(record),
         _limits(record),
         _recipe(record),
@@ -55,42 +55,47 @@ def render_card(record: RunRecord, alts: Mapping[str, str] | None = None) -> str
 
 
 def base_model(record: RunRecord) -> str:
-    """Name the base model as the hub knows it, where the record says so.
+    """Name the base model for the hub's metadata.
 
     Returns:
-        A hub id, or the catalog name, or "unknown" where the recorded name is neither.
+        A hub id where the record names one, else the catalog name, else nothing.
     """
     named = _HUB_ID.search(record.environment.base)
-    if named:
-        return named.group()
-    first = record.environment.base.split()[:1]
-    return first[0] if first and _DATASET.fullmatch(first[0]) else "unknown"
+    return named.group(1) if named else _catalog_name(record)
+
+
+def _catalog_name(record: RunRecord) -> str:
+    name = record.environment.base.split(":")[0].split(" ")[0]
+    return name if _NAME.fullmatch(name) else ""
+
+
+def one_line(text: str) -> str:
+    """Join lines and make control codes visible."""
+    return " ".join(visible(text.replace("\n", " ")).split())
 
 
 def plain(text: str) -> str:
     """Escape text from data for the middle of a line, so that markdown shows it as it is."""
-    line = " ".join(visible(text.replace("\n", " ")).split())
-    line = line.replace("&", "&amp;").replace("<", "&lt;")
+    line = one_line(text).replace("&", "&amp;").replace("<", "&lt;")
     line = _SPECIAL.sub(r"\\\1", line)
     # What is linked without any mark: addresses and e-mail.
     line = line.replace("://", "&#58;//").replace("@", "&#64;")
     return re.sub(r"(?i)\b(www)\.", r"\1&#46;", line)
 
 
-def _front_matter(record: RunRecord, base: str) -> str:
+def _front_matter(record: RunRecord) -> str:
     import yaml
 
     licence = record.data.licence.strip().lower()
     source = record.data.source
-    meta: dict[str, object] = {
-        "base_model": base,
-        "base_model_relation": "adapter",
-        "library_name": "peft",
-    }
+    base = base_model(record)
+    meta: dict[str, object] = {"library_name": "peft"}
+    if base:
+        meta = {"base_model": base, "base_model_relation": "adapter", **meta}
     if licence in _LICENCES:
         meta["license"] = licence
     else:
-        meta |= {"license": "other", "license_name": record.data.licence or "not stated"}
+        meta |= {"license": "other", "license_name": one_line(record.data.licence) or "not stated"}
     if _DATASET.fullmatch(source) and not _FILE.search(source):
         meta["datasets"] = [source]
     meta["tags"] = ["lora", "sftkit"]
@@ -154,20 +159,27 @@ def _nats_row(name: str, change: Change | Drift, items: int) -> str:
     )
 
 
-def _loading(base: str) -> str:
+def _loading(record: RunRecord) -> str:
+    name = record.environment.base.split(": ")[0]
+    folder, where = "FOLDER", "  # the folder that holds the base model"
+    if _HUB_ID.fullmatch(name):
+        folder, where = name, ""
+    elif _catalog_name(record):
+        where = f"  # the one that `sftkit fetch {_catalog_name(record)}` prints"
     return f"""## How to load it
 
 ```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-base = AutoModelForCausalLM.from_pretrained("{base}")
+folder = "{folder}"{where}
+base = AutoModelForCausalLM.from_pretrained(folder)
 model = PeftModel.from_pretrained(base, "adapter")  # the folder beside this file
-tokenizer = AutoTokenizer.from_pretrained("{base}")
+tokenizer = AutoTokenizer.from_pretrained(folder)
 ```
 
-The measures hold for the base weights whose fingerprint stands below; another copy of the same model
-(other precision, other quantization) may answer differently.
+The measures hold for the base weights whose fingerprint stands below; another copy of the same
+model (other precision, other quantization) may answer differently.
 """
 
 
@@ -208,4 +220,4 @@ def _recipe(record: RunRecord) -> str:
 
 def _code(text: str) -> str:
     """Keep only what may stand in inline code."""
-    return re.sub(r"[^\w.:@/+-]", "", text)
+    return re.sub(r"[^\w.-]", "", text)

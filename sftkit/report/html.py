@@ -33,20 +33,28 @@ CONTENT_SECURITY_POLICY = (
 
 
 @dataclass(frozen=True)
-class _Picture:
+class Picture:
+    """One figure as a page embeds it."""
+
     name: str
     png: bytes
     alt: str
 
     @property
     def uri(self) -> str:
+        """The PNG as a data URI."""
         return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
 
 
-def render_report(record: RunRecord) -> str:
-    """Render the report of a run as one HTML document."""
+def render_report(record: RunRecord, pictures: Mapping[str, Picture] | None = None) -> str:
+    """Render the report of a run as one HTML document.
+
+    Args:
+        record: The run.
+        pictures: Its figures, where they were drawn before; drawn here otherwise.
+    """
     record = redact_record(record)
-    return _render(record, _pictures(record))
+    return _render(record, pictures or draw_pictures(record))
 
 
 def write_report(record: RunRecord, folder: str | Path) -> Path:
@@ -57,7 +65,7 @@ def write_report(record: RunRecord, folder: str | Path) -> Path:
     """
     record = redact_record(record)
     folder = Path(folder)
-    pictures = _pictures(record)
+    pictures = draw_pictures(record)
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     for picture in pictures.values():
         (folder / "plots" / f"{picture.name}.png").write_bytes(picture.png)
@@ -68,7 +76,9 @@ def write_report(record: RunRecord, folder: str | Path) -> Path:
     return path
 
 
-def _pictures(record: RunRecord) -> dict[str, _Picture]:
+def draw_pictures(record: RunRecord) -> dict[str, Picture]:
+    """Draw the figures of a report, their texts redacted."""
+    record = redact_record(record)
     ability, drift = plots.margins(record)
     figures: dict[str, Figure] = {
         "overview": plots.plot_overview(record),
@@ -78,12 +88,12 @@ def _pictures(record: RunRecord) -> dict[str, _Picture]:
         "supervised": plots.plot_supervised_share(record.preflight),
     }
     return {
-        name: _Picture(name, plots.to_png(figure), plots.alt_text(figure))
+        name: Picture(name, plots.to_png(figure), plots.alt_text(figure))
         for name, figure in figures.items()
     }
 
 
-def _render(record: RunRecord, pictures: Mapping[str, _Picture]) -> str:
+def _render(record: RunRecord, pictures: Mapping[str, Picture]) -> str:
     drift = record.forgot.drift
     fell = drift is not None and drift.delta < 0
 

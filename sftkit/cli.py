@@ -1,0 +1,179 @@
+"""The command line: each verb is a few lines over the same functions the notebooks call.
+
+Exit codes: 0 fine, 1 the answer is no (audit errors), 2 wrong usage, settings or environment.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from sftkit import __version__
+from sftkit.errors import SftkitError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Fine-tune small language models with adapters, and test every fine-tune.",
+)
+
+Format = Annotated[
+    Literal["text", "json"], typer.Option("--format", help="What to print: text or json.")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the run. Default: the next free runs/NAME."),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change one setting: train.learning_rate=5e-4. May be repeated."),
+]
+
+
+@app.command()
+def demo(out: Out = None, change: Set = None, output: Format = "text") -> None:
+    """Fine-tune a real 135M model on invented facts and prove what happened (minutes, no GPU)."""
+    _run("demo", out, change, output)
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or a bundled one: demo, cwe.")],
+    out: Out = None,
+    change: Set = None,
+    output: Format = "text",
+) -> None:
+    """Fine-tune as a recipe says, test the result, write adapter, record and report."""
+    _run(recipe, out, change, output)
+
+
+@app.command()
+def audit(
+    file: Annotated[str, typer.Argument(help="A .jsonl, .json or .csv file, or a catalog name.")],
+    output: Format = "text",
+) -> None:
+    """Say what is wrong with a dataset, line by line. Exit code 1 if training would be wrong."""
+    from sftkit.dataset.audit import audit_file
+    from sftkit.settings import to_plain
+
+    found = audit_file(file)
+    errors = sum(finding.severity == "error" for finding in found.findings)
+    if output == "json":
+        _print_json({"rows": found.row_count, "findings": to_plain(found.findings)})
+    else:
+        for finding in found.findings:
+            typer.echo(str(finding))
+        typer.echo(
+            f"{found.row_count} rows, {errors} kinds of error, {len(found.findings)} findings"
+        )
+    raise typer.Exit(1 if errors else 0)
+
+
+@app.command()
+def fetch(
+    names: Annotated[list[str] | None, typer.Argument(help="Catalog names to fetch.")] = None,
+    listing: Annotated[
+        bool, typer.Option("--list", help="Show every name with its licence and notice.")
+    ] = False,
+    output: Format = "text",
+) -> None:
+    """Bring models and data into the cache, so that later runs need no network."""
+    from sftkit import catalog
+
+    if listing or not names:
+        entries = catalog.describe_entries()
+        if output == "json":
+            _print_json(entries)
+        else:
+            typer.echo("\n\n".join(_datasheet(entry) for entry in entries))
+        return
+    for name in names:
+        typer.echo(f"{name}: {catalog.fetch(name, progress=typer.echo)}")
+
+
+@app.command()
+def report(
+    run_folder: Annotated[Path, typer.Argument(help="A run's folder, with its run.json.")],
+) -> None:
+    """Draw report, model card and plots again from a run's record."""
+    from sftkit.records import load_run
+    from sftkit.report.html import write_report
+
+    typer.echo(write_report(load_run(run_folder), run_folder))
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    """Fine-tune small language models with adapters, and test every fine-tune."""
+    if show:
+        typer.echo(f"sftkit-notebooks {__version__}")
+        raise typer.Exit
+
+
+def start() -> int:
+    """Run the command line; our own errors become one message and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except SftkitError as error:
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        return 2
+    except KeyboardInterrupt:
+        typer.echo("Stopped.", err=True)
+        return 130
+    return 0
+
+
+def _run(recipe: str, out: Path | None, change: list[str] | None, output: str) -> None:
+    from sftkit.progress import make_watcher
+    from sftkit.records import to_json
+    from sftkit.run import find_recipe
+    from sftkit.run import run as run_recipe
+
+    checked = find_recipe(recipe, overrides=change or [])
+    folder = out or _next_free(Path("runs") / checked.name)
+    watcher = make_watcher("silent" if output == "json" else "auto")
+    record = run_recipe(checked, folder, watcher=watcher)
+    if output == "json":
+        typer.echo(to_json(record), nl=False)
+        return
+    verdicts = record.verdicts
+    typer.echo(f"\n{verdicts.summary}\n")
+    for name in ("knowledge", "style", "ability", "drift"):
+        typer.echo(f"{name}: {getattr(verdicts, name).sentence}")
+    cost = record.cost
+    typer.echo(
+        f"\n{cost.total_s:.0f} s, of these {cost.train_s:.0f} s training ({cost.cpu_s:.0f} "
+        f"CPU-seconds beside a matrix product of {cost.matmul_gflops:.0f} GFLOP/s), {cost.tokens_per_s:.0f} tokens/s, "
+        f"peak {cost.peak_bytes / 1e9:.2f} GB. One training seed.\n"
+        f"Open {folder / 'report.html'}"
+    )
+
+
+def _datasheet(entry: dict[str, Any]) -> str:
+    """Write one catalog entry with its terms."""
+    state = "cached" if entry["cached"] else f"{entry['bytes'] / 1e6:.1f} MB to fetch"
+    lines = [f"{entry['name']} ({entry['kind']}, {state}): {entry['title']}"]
+    lines += [f"  licence: {entry['licence']}"]
+    lines += [f"  notice: {entry['notice']}"] if entry["notice"] else []
+    return "\n".join(lines)
+
+
+def _next_free(folder: Path) -> Path:
+    """Return the folder, or folder-2, folder-3 … if it already holds a run."""
+    number, free = 1, folder
+    while (free / "run.json").exists():
+        number += 1
+        free = folder.with_name(f"{folder.name}-{number}")
+    return free
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
