@@ -33,7 +33,7 @@ from sftkit.settings import AdapterSettings, ModelSettings, TrainSettings
 
 LEGS = {
     "trl": "TRL SFTTrainer, defaults, bf16=False: fp32, gradient checkpointing, sdpa",
-    "trl-autocast": "TRL SFTTrainer, all defaults: fp32 weights, bf16 autocast, checkpointing, sdpa",
+    "trl-autocast": "TRL SFTTrainer, all defaults: fp32 under bf16 autocast, checkpointing, sdpa",
     "trl-best": "TRL SFTTrainer, bf16 weights, bf16 autocast, no checkpointing, eager attention",
     "trainer": "peft + transformers.Trainer, defaults: fp32, sdpa",
     "sftkit": "sftkit, defaults: dtype auto",
@@ -43,6 +43,7 @@ BASELINE = "trl"
 HELDOUT_ROWS = 24
 LEARNING_RATE = 1e-3
 LARGEST_LOSS_GAP = 1e-4
+BUSY_LOAD = 0.5
 PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate")
 
 
@@ -349,7 +350,7 @@ def summarise(runs: Sequence[Measured]) -> list[dict[str, Any]]:
         {
             "leg": leg,
             "what": LEGS[leg],
-            "dtype": mine[0].dtype,
+            "dtype": "/".join(sorted({run.dtype for run in mine})),
             "tokens_per_s": statistics.median(run.tokens_per_s for run in mine),
             "tokens_per_cpu_s": statistics.median(run.tokens / run.cpu_seconds for run in mine),
             "peak_bytes": statistics.median(run.peak_bytes for run in mine),
@@ -392,13 +393,13 @@ def as_table(report: dict[str, Any]) -> str:
         "| leg | tokens/s | speed | peak memory | memory | tokens/CPU-s | last loss | held-out |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for leg in report["legs"]:
-        lines.append(
-            f"| {leg['leg']} ({leg['dtype']}) | {leg['tokens_per_s']:.0f} "
-            f"| {times(leg['speed_ratio'])} | {leg['peak_bytes'] / 1e9:.2f} GB "
-            f"| {times(leg['memory_ratio'])} | {leg['tokens_per_cpu_s']:.0f} "
-            f"| {leg['last_loss']:.4f} | {leg['heldout_loss']:.4f} |"
-        )
+    lines.extend(
+        f"| {leg['leg']} ({leg['dtype']}) | {leg['tokens_per_s']:.0f} "
+        f"| {times(leg['speed_ratio'])} | {leg['peak_bytes'] / 1e9:.2f} GB "
+        f"| {times(leg['memory_ratio'])} | {leg['tokens_per_cpu_s']:.0f} "
+        f"| {leg['last_loss']:.4f} | {leg['heldout_loss']:.4f} |"
+        for leg in report["legs"]
+    )
     lines += ["", *(f"{leg['leg']}: {leg['what']}" for leg in report["legs"])]
     return "\n".join(lines)
 
@@ -406,7 +407,9 @@ def as_table(report: dict[str, Any]) -> str:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     default = Job()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3, help="times every leg is run")
     parser.add_argument("--steps", type=int, default=default.steps)
     parser.add_argument("--rows-per-step", type=int, default=default.rows_per_step)
@@ -442,6 +445,12 @@ def main() -> int:
         gap = check_loss(job)
         print(f"largest gap over {job.steps} steps: {gap:.2e} (allowed {LARGEST_LOSS_GAP:.0e})")
         return 0 if gap <= LARGEST_LOSS_GAP else 1
+    load_before = os.getloadavg()[0]
+    if load_before > BUSY_LOAD:
+        print(
+            f"load {load_before:.1f}: other programs are running, so times are unsure",
+            file=sys.stderr,
+        )
     runs = []
     for turn in range(1, options.rounds + 1):
         for leg in options.legs.split(","):
@@ -453,6 +462,8 @@ def main() -> int:
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "job": dataclasses.asdict(job),
         "rounds": options.rounds,
+        "load_before": round(load_before, 1),
+        "load_after": round(os.getloadavg()[0], 1),
         "legs": summarise(runs),
     }
     text = json.dumps(report, indent=1)

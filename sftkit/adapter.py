@@ -152,6 +152,19 @@ def adapter_scaled(model: PeftModel, scale: float) -> Iterator[None]:
         yield
 
 
+def weaken_adapter(model: PeftModel, strength: float) -> None:
+    """Multiply the trained update by a factor, for good: what is saved is the weaker adapter.
+
+    Args:
+        model: A model with a lora adapter.
+        strength: The factor; 1 changes nothing.
+    """
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name and parameter.requires_grad:
+                parameter.mul_(strength)
+
+
 def save_adapter(model: PeftModel, folder: str | Path) -> Path:
     """Write a standard PEFT adapter folder: adapter_model.safetensors and adapter_config.json."""
     folder = Path(folder)
@@ -195,7 +208,7 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
             f"{fits}: {len(astray)} of its weights have no place there or are missing, such as "
             f"{astray[0]}. Use the base model it was made for (see adapter_config.json)."
         )
-    return attached.eval()  # type: ignore[no-any-return]
+    return attached.eval()
 
 
 def _astray(attached: PeftModel, folder: Path) -> list[str]:

@@ -151,9 +151,9 @@ def _run(recipe: str, out: Path | None, change: list[str] | None, output: str) -
     cost = record.cost
     typer.echo(
         f"\n{cost.total_s:.0f} s, of these {cost.train_s:.0f} s training ({cost.cpu_s:.0f} "
-        f"CPU-seconds beside a matrix product of {cost.matmul_gflops:.0f} GFLOP/s), {cost.tokens_per_s:.0f} tokens/s, "
-        f"peak {cost.peak_bytes / 1e9:.2f} GB. One training seed.\n"
-        f"Open {folder / 'report.html'}"
+        f"CPU-seconds beside a matrix product of {cost.matmul_gflops:.0f} GFLOP/s), "
+        f"{cost.tokens_per_s:.0f} tokens/s, peak {cost.peak_bytes / 1e9:.2f} GB. "
+        f"One training seed.\nOpen {folder / 'report.html'}"
     )
 
 

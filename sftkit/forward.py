@@ -135,7 +135,7 @@ def unwrapped(model: Any) -> PreTrainedModel:
         elif isinstance(model, torch.nn.parallel.DistributedDataParallel):
             model = model.module
         else:
-            return model  # type: ignore[no-any-return]
+            return model
 
 
 def output_head(model: Any) -> torch.nn.Module:

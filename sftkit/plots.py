@@ -282,17 +282,21 @@ def _sentence(parts: Sequence[str], otherwise: str) -> str:
 
 
 def _label_training(axes: Axes, held: Sequence[tuple[int, float]], losses: Sequence[float]) -> None:
+    above, below = (6, 7), (6, -12)
+    # Two lines may end close together: the label of the upper one stands above, the other below.
+    train_on_top = bool(held and losses) and smooth(losses)[-1] > held[-1][1]
     if held:
         (first, start), (last, end) = held[0], held[-1]
-        above: Any = {"xytext": (6, 7), "textcoords": "offset points", "weight": "bold"}
-        axes.annotate(f"held-out {start:.2f}", (first, start), **above)
+        bold: Any = {"textcoords": "offset points", "weight": "bold"}
+        axes.annotate(f"held-out {start:.2f}", (first, start), xytext=above, **bold)
         if last != first:
-            axes.annotate(f"{end:.2f}", (last, end), **above)
+            place = below if train_on_top else above
+            axes.annotate(f"{end:.2f}", (last, end), xytext=place, **bold)
     if losses:
         axes.annotate(
             "train",
             (len(losses), smooth(losses)[-1]),
-            xytext=(6, -12),
+            xytext=above if train_on_top else below,
             textcoords="offset points",
             color=TUNED,
         )

@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import importlib.metadata
 import json
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftkit import catalog
 from sftkit.errors import DataError, SettingsError
-from sftkit.evidence.cache import cached_scores
-from sftkit.evidence.forgetting import (
-    ForgettingScores,
-    ForgettingTest,
-    compare_forgetting,
-    make_forgetting_test,
-    score_forgetting,
-)
-from sftkit.evidence.learning import (
-    LearningScores,
-    LearningTest,
-    compare_learning,
-    heldout_examples,
-    make_learning_test,
-    score_learning,
-    side_by_side,
-)
+from sftkit.evidence.exam import make_exam, score_base
+from sftkit.evidence.learning import heldout_examples
 from sftkit.records import (
     Answer,
     ChoiceItem,
@@ -49,7 +33,6 @@ from sftkit.records import (
     to_json,
 )
 from sftkit.settings import (
-    EvaluateSettings,
     Recipe,
     load_recipe,
     recipe_from_dict,
@@ -60,10 +43,12 @@ from sftkit.settings import (
 
 if TYPE_CHECKING:
     import torch
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
     from sftkit.chat import EncodedRows
     from sftkit.dataset.split import Splits
+    from sftkit.evidence.exam import Outcome
     from sftkit.model import DtypeChoice
     from sftkit.progress import Watcher
 
@@ -77,7 +62,7 @@ PACKAGES = (
     "datasets",
     "numpy",
 )
-HELDOUT_CURVE_ITEMS = 48
+HELDOUT_CURVE_ITEMS = 32
 """Validation examples measured at each point of the learning curve."""
 
 
@@ -115,6 +100,13 @@ class Stopwatch:
     def done(self, stage: str) -> None:
         """Book the time since the last stage."""
         self.stages[stage] = self.total - sum(self.stages.values())
+
+    @contextlib.contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Book the time inside; what passed since the last stage, such as reading, is left out."""
+        self.started += self.total - sum(self.stages.values())
+        yield
+        self.done(stage)
 
     @property
     def total(self) -> float:
@@ -157,8 +149,6 @@ def _carry_out(
 ) -> tuple[RunRecord, tuple[Answer, ...]]:
     """Go through all stages in order."""
     from sftkit import adapter, model, train
-    from sftkit.evidence.verdicts import decide
-    from sftkit.progress import peak_memory_bytes
 
     settings, note, clock = recipe.evaluate, watcher.note, Stopwatch()
     source = catalog.fetch_model(recipe.model, progress=note)
@@ -180,7 +170,7 @@ def _carry_out(
 
     note("measuring the base model")
     environment = describe_environment(recipe, base, source, choice)
-    exam = make_exam(recipe, data, probes, tokenizer, note=note)
+    exam = make_exam(data.splits, probes, tokenizer, settings, data=recipe.data, note=note)
     with adapter.adapter_off(tuned):
         before = score_base(tuned, exam, environment)
     clock.done("base measured")
@@ -191,18 +181,85 @@ def _carry_out(
     note("measuring the tuned model")
     with adapter.adapter_scaled(tuned, settings.adapter_scale):
         after = exam.score(tuned)
-    learned = compare_learning(exam.learning, before.learning, after.learning, settings)
-    forgot = compare_forgetting(exam.forgetting, before.forgetting, after.forgetting, settings)
-    answers = side_by_side(exam.learning, before.learning, after.learning)
+    outcome = exam.compare(before, after)
     clock.done("tuned measured")
-    record = RunRecord(
+    record = make_record(
+        recipe,
+        data,
+        outcome,
+        preflight=preflight,
+        training=training,
+        environment=environment,
+        choice=choice,
+        clock=clock,
+    )
+    return record, outcome.answers
+
+
+def _train(
+    recipe: Recipe, data: PreparedData, tuned: Any, folder: Path, watcher: Watcher
+) -> TrainRecord:
+    """Train, write metrics.jsonl on the way, and save the adapter."""
+    from sftkit import adapter, objectives, train
+
+    with (folder / "metrics.jsonl").open("w", encoding="utf-8") as metrics:
+
+        def on_step(step: Step, total: int) -> None:
+            metrics.write(json.dumps(to_plain(step)) + "\n")
+            metrics.flush()
+            watcher.on_step(step, total)
+
+        training = train.train(
+            tuned,
+            data.train,
+            recipe.train,
+            objective=objectives.chat_loss,
+            heldout_loss=make_heldout_loss(tuned, data.validation),
+            on_step=on_step,
+        )
+    adapter.weaken_adapter(tuned, recipe.adapter.strength)
+    adapter.save_adapter(tuned, folder / "adapter")
+    return training
+
+
+def make_heldout_loss(model: Any, validation: Sequence[Encoded]) -> Callable[[], float] | None:
+    """Give the function that measures the points of the learning curve, in nats per token.
+
+    Args:
+        model: The model in training; it is measured as it stands at each call.
+        validation: Validation examples, of which a fixed, evenly spaced part is measured.
+
+    Returns:
+        The function, or None if there is nothing to measure.
+    """
+    from sftkit.evidence.perplexity import mean_loss, score_examples
+
+    curve = heldout_examples(validation, at_most=HELDOUT_CURVE_ITEMS)
+    return (lambda: mean_loss(score_examples(model, curve))) if curve else None
+
+
+def make_record(
+    recipe: Recipe,
+    data: PreparedData,
+    outcome: Outcome,
+    *,
+    preflight: Preflight,
+    training: TrainRecord,
+    environment: Environment,
+    choice: DtypeChoice,
+    clock: Stopwatch,
+) -> RunRecord:
+    """Write down everything a run measured; the time ends here."""
+    from sftkit.progress import peak_memory_bytes
+
+    return RunRecord(
         name=recipe.name,
         date=datetime.date.today().isoformat(),
         recipe=recipe_to_dict(recipe),
-        learned=learned,
-        forgot=forgot,
-        verdicts=decide(learned, forgot, settings),
-        answers=_for_reading(answers, settings.side_by_side),
+        learned=outcome.learned,
+        forgot=outcome.forgot,
+        verdicts=outcome.verdicts,
+        answers=_for_reading(outcome.answers, recipe.evaluate.side_by_side),
         preflight=preflight,
         training=training,
         cost=Cost(
@@ -218,103 +275,6 @@ def _carry_out(
         environment=environment,
         data=data.facts,
     )
-    return record, answers
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scores:
-    """One model's results on an exam."""
-
-    learning: LearningScores
-    forgetting: ForgettingScores
-
-
-@dataclass(frozen=True, kw_only=True)
-class Exam:
-    """All questions of a run, put to base and tuned model alike."""
-
-    learning: LearningTest
-    forgetting: ForgettingTest
-    settings: EvaluateSettings
-    tokenizer: PreTrainedTokenizerBase
-
-    def score(self, model: Any) -> Scores:
-        """Put all questions to one model."""
-        return Scores(
-            learning=score_learning(model, self.tokenizer, self.learning, self.settings),
-            forgetting=score_forgetting(model, self.forgetting),
-        )
-
-
-def make_exam(
-    recipe: Recipe,
-    data: PreparedData,
-    probes: Mapping[str, Sequence[ChoiceItem]],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    note: Callable[[str], None] = lambda text: None,
-) -> Exam:
-    """Prepare what will be asked, from test and control rows, probes and general passages."""
-    settings = recipe.evaluate
-    learning = make_learning_test(
-        list(data.splits.test),
-        list(data.splits.control),
-        tokenizer,
-        settings,
-        max_tokens=recipe.data.max_tokens,
-        system=recipe.data.system,
-        seed=recipe.data.seed,
-    )
-    passages = catalog.passages("boolq", settings.drift_passages, progress=note)
-    forgetting = make_forgetting_test(probes, passages, tokenizer, settings)
-    return Exam(learning=learning, forgetting=forgetting, settings=settings, tokenizer=tokenizer)
-
-
-def score_base(model: Any, exam: Exam, environment: Environment) -> Scores:
-    """Score the base model, or take its scores from the cache.
-
-    Args:
-        model: The base model, or a tuned one whose adapter is switched off.
-        exam: The questions.
-        environment: Everything else the numbers depend on.
-    """
-    from sftkit.forward import unwrapped
-
-    key = {
-        "environment": dataclasses.replace(environment, seed=0, dtype_reason=""),
-        "attention": unwrapped(model).config._attn_implementation,
-        "learning": exam.learning,
-        "forgetting": exam.forgetting,
-        "max_new_tokens": exam.settings.max_new_tokens,
-    }
-    return cached_scores(Scores, key, lambda: exam.score(model))
-
-
-def _train(
-    recipe: Recipe, data: PreparedData, tuned: Any, folder: Path, watcher: Watcher
-) -> TrainRecord:
-    """Train, write metrics.jsonl on the way, and save the adapter."""
-    from sftkit import adapter, objectives, train
-    from sftkit.evidence.perplexity import mean_loss, score_examples
-
-    curve = heldout_examples(data.validation, at_most=HELDOUT_CURVE_ITEMS)
-    with (folder / "metrics.jsonl").open("w", encoding="utf-8") as metrics:
-
-        def on_step(step: Step, total: int) -> None:
-            metrics.write(json.dumps(to_plain(step)) + "\n")
-            metrics.flush()
-            watcher.on_step(step, total)
-
-        training = train.train(
-            tuned,
-            data.train,
-            recipe.train,
-            objective=objectives.chat_loss,
-            heldout_loss=(lambda: mean_loss(score_examples(tuned, curve))) if curve else None,
-            on_step=on_step,
-        )
-    adapter.save_adapter(tuned, folder / "adapter")
-    return training
 
 
 def write_run(record: RunRecord, answers: Sequence[Answer], folder: str | Path) -> None:
@@ -353,7 +313,6 @@ def prepare_data(
     Raises:
         DataError: Errors in the data, all of one pass; or nothing is left to train on.
     """
-    from sftkit.chat import encode_rows
     from sftkit.dataset import audit, read, split
 
     settings = recipe.data
@@ -378,9 +337,39 @@ def prepare_data(
             note(f"{len(dropped)} rows with errors were left out (data.faulty_rows: drop)")
     else:
         audit.raise_on_errors(found.findings, source=settings.source)
-    splits = split.take_splits(marked, settings)
+    return encode_splits(
+        recipe, dataset, split.take_splits(marked, settings), tokenizer, findings=found.findings
+    )
+
+
+def encode_splits(
+    recipe: Recipe,
+    dataset: Dataset,
+    splits: Splits,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    findings: Sequence[Finding] = (),
+) -> PreparedData:
+    """Mix in replayed examples, encode what trains and what chooses, and keep the facts.
+
+    Args:
+        recipe: Its data settings decide.
+        dataset: The rows as read, for their fingerprint.
+        splits: The same rows, divided.
+        tokenizer: The model's tokenizer.
+        findings: What the audit found.
+
+    Raises:
+        DataError: No training row could be encoded.
+    """
+    from sftkit.chat import encode_rows
+    from sftkit.dataset import read, split
+    from sftkit.evidence.perplexity import encode_passages
+
+    settings = recipe.data
     training = splits.train
-    if settings.replay is not None:
+    replays_passages = settings.replay in catalog.names("passages")
+    if settings.replay is not None and not replays_passages:
         training = split.mix_replay(
             training, read.read_dataset(settings.replay), settings.replay_share, settings.seed
         )
@@ -391,15 +380,17 @@ def prepare_data(
     encoded = encode(training)
     if not encoded.examples:
         reasons = "; ".join(refusal.reason for refusal in encoded.refused[:3])
-        raise DataError(f"No training row could be encoded: {reasons}", found.findings)
+        raise DataError(f"No training row could be encoded: {reasons}", tuple(findings))
+    texts = replayed_passages(recipe, len(encoded.examples)) if replays_passages else []
+    replayed = encode_passages(texts, tokenizer, max_tokens=settings.max_tokens)
     terms = catalog.entry(settings.source) if settings.source in catalog.names() else None
     return PreparedData(
         splits=splits,
-        train=encoded.examples,
-        replayed=len(training) - len(splits.train),
+        train=(*encoded.examples, *replayed),
+        replayed=len(training) - len(splits.train) + len(replayed),
         validation=encode(splits.validation).examples,
         refused=encoded.refused,
-        findings=found.findings,
+        findings=tuple(findings),
         facts=DataFacts(
             source=settings.source,
             fingerprint=split.fingerprint(dataset),
@@ -407,9 +398,32 @@ def prepare_data(
             groups={name: count for name, count in splits.group_counts().items() if count},
             licence=terms.licence if terms else "not stated",
             notice=terms.notice if terms else "",
-            findings=found.findings,
+            findings=tuple(findings),
         ),
     )
+
+
+def replayed_passages(recipe: Recipe, beside: int) -> list[str]:
+    """Choose passages to replay: never one of those that measure drift.
+
+    Args:
+        recipe: Its data settings name the passages and their share.
+        beside: Training examples they are mixed with.
+
+    Raises:
+        DataError: There are too few passages for the share.
+    """
+    settings = recipe.data
+    wanted = round(beside * settings.replay_share / (1 - settings.replay_share))
+    measured = set(catalog.passages("boolq", recipe.evaluate.drift_passages))
+    free = [text for text in catalog.passages(settings.replay or "") if text not in measured]
+    if wanted > len(free):
+        raise DataError(
+            f"replay_share={settings.replay_share:g} beside {beside} examples needs {wanted} "
+            f"passages of {settings.replay}, and {len(free)} are free. Lower data.replay_share."
+        )
+    # From the end, so that a larger drift measurement does not change what is replayed.
+    return free[len(free) - wanted :]
 
 
 def make_preflight(

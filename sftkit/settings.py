@@ -66,8 +66,9 @@ class DataSettings:
         test_fraction: Share of groups read once, at the end, for the report.
         max_tokens: Longest example in tokens; longer ones are refused, never cut.
         system: System prompt put before every conversation; None leaves it to the template.
-        replay: Catalog name or file of general examples mixed into training, so that less is
-            forgotten; None mixes in nothing.
+        replay: General text mixed into training, so that less is forgotten: a catalog name (of
+            conversations, or of passages, which are learned from whole) or a file; None mixes in
+            nothing.
         replay_share: Share of all training examples that are replayed ones.
         faulty_rows: refuse stops at the first audit error; drop leaves those rows out and says so.
         seed: Seed of the division and of the choice of replayed rows.
@@ -119,6 +120,8 @@ class AdapterSettings:
         target_modules: all-linear (every linear layer but the output head), one regular
             expression, or module names such as [q_proj, v_proj].
         layers: Which blocks get updates, as [first, last] counted from 0; None means all.
+        strength: What the trained update is multiplied by before it is tested and saved. Below 1,
+            less is forgotten and a little less is known; 1 leaves it as trained.
     """
 
     kind: Literal["lora"] = "lora"
@@ -127,6 +130,7 @@ class AdapterSettings:
     lora_dropout: float = 0.0
     target_modules: str | tuple[str, ...] = "all-linear"
     layers: tuple[int, ...] | None = None
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse values that cannot train."""
@@ -137,6 +141,7 @@ class AdapterSettings:
             (self.lora_alpha > 0, "lora_alpha", "must be above 0"),
             (0 <= self.lora_dropout < 1, "lora_dropout", "must be in [0, 1)"),
             (bool(self.target_modules), "target_modules", "must name something"),
+            (self.strength > 0, "strength", "must be above 0"),
             (
                 layers is None or (len(layers) == 2 and 0 <= layers[0] <= layers[1]),
                 "layers",

@@ -101,6 +101,17 @@ class AnswersView:
 
     answers: tuple[Answer, ...]
 
+    @property
+    def expects(self) -> bool:
+        """Whether any answer was expected; a question of one's own has none."""
+        return any(answer.expected.strip() for answer in self.answers)
+
+    @property
+    def headings(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        expected = ("Expected",) if self.expects else ()
+        return ("Question", *expected, "Base model", "Tuned model")
+
     def __str__(self) -> str:
         return _render(self.__rich__(), colour=_in_colour())
 
@@ -109,10 +120,11 @@ class AnswersView:
         from rich.text import Text
 
         table = Table(show_lines=True)
-        for heading in ("Question", "Expected", "Base model", "Tuned model"):
+        for heading in self.headings:
             table.add_column(heading, overflow="fold")
         for answer in self.answers:
-            cells = [Text(visible(answer.question)), Text(visible(answer.expected))]
+            cells = [Text(visible(answer.question))]
+            cells += [Text(visible(answer.expected))] if self.expects else []
             for given in (answer.base, answer.tuned):
                 right = matches(given, answer.expected)
                 words = visible(given) + (" ✓" if right else "")
@@ -121,14 +133,12 @@ class AnswersView:
         return table
 
     def _repr_html_(self) -> str:
-        heads = "".join(
-            f'<th scope="col" style="{_CELL}">{name}</th>'
-            for name in ("Question", "Expected", "Base model", "Tuned model")
-        )
+        heads = "".join(f'<th scope="col" style="{_CELL}">{name}</th>' for name in self.headings)
         rows = []
         for answer in self.answers:
             cells = [f'<td style="{_CELL}">{_html(answer.question)}</td>']
-            cells.append(f'<td style="{_CELL}">{_html(answer.expected)}</td>')
+            if self.expects:
+                cells.append(f'<td style="{_CELL}">{_html(answer.expected)}</td>')
             for given in (answer.base, answer.tuned):
                 right = matches(given, answer.expected)
                 mark = '<span aria-label="as expected"> ✓</span>' if right else ""

@@ -61,8 +61,8 @@ def make_model(*, vocab_size: int, layers: int = 2, seed: int = 0) -> Any:
         pad_token_id=256,
         bos_token_id=None,
         eos_token_id=256,
-        attn_implementation="eager",
     )
+    config._attn_implementation = "eager"
     return LlamaForCausalLM(config).requires_grad_(False).eval()
 
 

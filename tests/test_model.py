@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -91,10 +92,10 @@ def test_float16_on_a_cpu_is_refused():
 def test_a_device_that_is_not_there_is_refused_with_what_is(device):
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if there[device]:
-        assert pick_device(ModelSettings(device=device)).type == device  # type: ignore[arg-type]
+        assert pick_device(ModelSettings(device=device)).type == device
         return
     with pytest.raises(ModelError) as caught:
-        pick_device(ModelSettings(device=device))  # type: ignore[arg-type]
+        pick_device(ModelSettings(device=device))
     have = ", ".join([name for name, present in there.items() if present] + ["cpu"])
     assert str(caught.value) == (
         f"model.device={device} was asked for, but torch {torch.__version__} sees only {have} "
@@ -166,10 +167,8 @@ def test_code_in_a_tokenizer_folder_is_never_run(folder, tmp_path):
         "tokenizer_class": "Custom",
     }
     path.write_text(json.dumps(config), encoding="utf-8")
-    try:
-        load_tokenizer(settings_of(folder))  # it may fall back on tokenizer.json
-    except ModelError as error:
-        assert "No tokenizer could be loaded" in str(error)
+    with contextlib.suppress(ModelError):  # it may also fall back on tokenizer.json
+        load_tokenizer(settings_of(folder))
     assert not canary.exists()
 
 

@@ -124,6 +124,11 @@ def test_missing_and_unknown_fields_are_named_together():
     )
 
 
+def test_an_unknown_field_alone_is_refused_too():
+    with pytest.raises(RecordError, match=r"^Change: missing nothing, unknown \['rows'\]\."):
+        from_json(Change, edited(rows=3))
+
+
 def test_a_state_that_is_none_of_the_known_words_is_refused():
     with pytest.raises(RecordError, match=r"^Verdict\.state must be one of \('yes', 'no', "):
         from_json(Verdict, '{"state": "maybe", "sentence": "It may be."}')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def faults_of(raw: dict[str, object]) -> list[str]:
+def faults_of(raw: Mapping[str, object]) -> list[str]:
     with pytest.raises(SettingsError) as caught:
         recipe_from_dict(raw)
     return str(caught.value).splitlines()

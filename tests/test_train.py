@@ -79,12 +79,32 @@ def test_the_loss_of_a_step_is_the_mean_over_its_supervised_tokens():
     assert record.steps[0].loss == pytest.approx(total / count, abs=1e-6)
 
 
+def test_the_gradient_of_a_step_is_that_of_its_mean_loss():
+    # AdamW hides a gradient's scale; its norm before clipping does not.
+    model = make_tuned()
+    model(**collate(make_examples(), pad_id=256, device=torch.device("cpu"))).loss.backward()
+    norm = torch.stack([p.grad.norm() for p in model.parameters() if p.requires_grad]).norm()
+    settings = dataclasses.replace(WHOLE, epochs=1, micro_batches=3)
+    record = train(make_tuned(), make_examples(), settings, objective=chat_loss)
+    assert record.steps[0].grad_norm == pytest.approx(float(norm), rel=1e-5)
+
+
 def test_the_objective_is_transformers_own_loss_times_its_tokens(tiny_model):
     batch = collate(make_examples(), pad_id=256, device=torch.device("cpu"))
     loss, weight = chat_loss(tiny_model, batch)
     own = tiny_model(**batch).loss
     assert weight == sum(len(answer) + 1 for answer in ANSWERS)
     assert float(loss) / weight == pytest.approx(float(own), abs=1e-6)
+
+
+def test_virtual_tokens_in_front_shift_no_label(tiny_model):
+    from peft import PromptTuningConfig, get_peft_model
+
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)
+    virtual: Any = get_peft_model(tiny_model, config)
+    batch = collate(make_examples(), pad_id=256, device=torch.device("cpu"))
+    loss, weight = chat_loss(virtual, batch)
+    assert float(loss.detach()) / weight == pytest.approx(virtual(**batch).loss.item(), abs=1e-6)
 
 
 def test_a_supervised_first_token_counts_nowhere_because_nothing_predicts_it(tiny_model):

@@ -12,7 +12,7 @@ from sftkit.records import IGNORE, Encoded
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TOKENS_PER_BATCH = 1024
+TOKENS_PER_BATCH = 512
 """Tokens scored at once, padding included; bounds the memory of the logits."""
 
 

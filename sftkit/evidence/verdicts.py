@@ -10,6 +10,9 @@ from __future__ import annotations
 from sftkit.records import Change, Forgot, Learned, Verdict, Verdicts
 from sftkit.settings import EvaluateSettings
 
+FEWEST_GROUPS = 10
+"""With fewer groups, resampling them says little: of one group the interval has no width at all."""
+
 
 def decide(learned: Learned, forgot: Forgot, settings: EvaluateSettings) -> Verdicts:
     """Write the four verdicts and the summary that follows from them.
@@ -45,6 +48,8 @@ def judge_knowledge(learned: Learned) -> Verdict:
         f"test questions before and {change.after:.1%} after: {_points(change.delta)} points, "
         f"95 % interval {_points(change.ci95[0])} to {_points(change.ci95[1])}"
     )
+    if change.groups < FEWEST_GROUPS:
+        return _too_few(f"{change.groups} groups of questions", numbers)
     if change.ci95[0] > 0:
         return Verdict(state="yes", sentence=f"Knowledge was gained: {numbers}.")
     if change.ci95[1] < 0:
@@ -62,6 +67,8 @@ def judge_style(learned: Learned) -> Verdict:
         f"({change.delta:+.2f}, 95 % interval {change.ci95[0]:+.2f} to {change.ci95[1]:+.2f}; "
         f"{change.items} answers in {change.groups} groups)"
     )
+    if change.groups < FEWEST_GROUPS:
+        return _too_few(f"answers in {change.groups} groups", numbers)
     if change.ci95[1] < 0:
         return Verdict(state="yes", sentence=f"The style was learned: {numbers}.")
     if change.ci95[0] > 0:
@@ -82,6 +89,8 @@ def judge_ability(forgot: Forgot, settings: EvaluateSettings) -> Verdict:
         f"log-probability of the right answer by {overall.logprob_delta:+.3f} nats per token "
         f"({overall.logprob_ci95[0]:+.3f} to {overall.logprob_ci95[1]:+.3f})"
     )
+    if overall.items < FEWEST_GROUPS:
+        return _too_few(f"{overall.items} questions", numbers)
     if high < 0:
         return Verdict(state="lost", sentence=f"Ability was lost: {numbers}.")
     if low > -margin:
@@ -106,6 +115,8 @@ def judge_drift(forgot: Forgot, settings: EvaluateSettings) -> Verdict:
         f"loss on {drift.passages} general passages moved by {drift.delta:+.3f} nats per token "
         f"(95 % interval {low:+.3f} to {high:+.3f})"
     )
+    if drift.passages < FEWEST_GROUPS:
+        return _too_few(f"{drift.passages} passages", numbers)
     if low > margin:
         return Verdict(state="lost", sentence=f"General text was partly forgotten: {numbers}.")
     if high < margin:
@@ -121,6 +132,11 @@ def judge_drift(forgot: Forgot, settings: EvaluateSettings) -> Verdict:
     )
 
 
+def _too_few(what: str, numbers: str) -> Verdict:
+    sentence = f"Not measurable with {what} ({FEWEST_GROUPS} are needed): {numbers}."
+    return Verdict(state="undecided", sentence=sentence)
+
+
 def _judge_exact(exact: Change, control: Change | None) -> Verdict:
     numbers = (
         f"{_count(exact.after, exact.items)} of {exact.items} unseen phrasings answered word for "
@@ -134,6 +150,8 @@ def _judge_exact(exact: Change, control: Change | None) -> Verdict:
             f"; facts never trained: {_count(control.after, control.items)} of {control.items}, "
             f"{_count(control.before, control.items)} before"
         )
+    if exact.groups < FEWEST_GROUPS:
+        return _too_few(f"{exact.groups} facts", f"{numbers}{beside}")
     if exact.ci95[0] <= 0:
         return Verdict(state="no", sentence=f"No facts can be shown as learned: {numbers}{beside}.")
     if control is not None and control.ci95[1] >= exact.ci95[0]:

@@ -1,0 +1,189 @@
+"""The import table of the design, held against the code; and the limits that keep it readable."""
+
+from __future__ import annotations
+
+import ast
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sftkit
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+PACKAGE = CHECKOUT / "sftkit"
+FILES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if "bundled" not in path.parts
+}
+
+# What every stage may import. The last three are the catalog's own parts.
+NOUNS = {"errors", "settings", "records", "catalog", "catalog_rows", "gguf_convert", "wheels"}
+EVERYTHING = {name.split(".")[0] for name in FILES}
+
+MAY_IMPORT = {
+    "errors": set(),
+    "settings": {"errors"},
+    "records": {"errors", "settings"},  # settings for to_plain, the one way to plain values
+    "catalog": NOUNS,
+    "catalog_rows": NOUNS,
+    "gguf_convert": NOUNS,
+    "wheels": NOUNS,
+    "dataset": NOUNS,
+    "chat": NOUNS,
+    "batching": NOUNS,
+    "model": NOUNS,
+    "adapter": NOUNS,
+    # One forward pass: its precision, and the output head at chosen positions. Training and
+    # scoring share it, so that what is measured is what was trained.
+    "forward": NOUNS,
+    "objectives": NOUNS | {"forward"},
+    "train": NOUNS | {"forward", "batching"},
+    # Scorers put prompts through the chat template and fill batches as training does.
+    "evidence": NOUNS | {"forward", "batching", "chat"},
+    "panels": NOUNS,  # the pieces plots are made of
+    "plots": NOUNS | {"panels"},
+    "show": NOUNS,
+    "progress": NOUNS | {"plots"},
+    "report": NOUNS | {"plots", "panels", "show"},
+    "exercises": NOUNS,
+    "run": EVERYTHING - {"cli"},
+    "cli": EVERYTHING,
+    "__init__": set(),  # public names load late, by the table in it
+}
+
+# Modules past 420 lines, and why each is still one module.
+LONG = {
+    "settings": "every default in one place, with its documentation",
+    "records": "every record in one place, with its documentation",
+    "catalog": "the table, the fetch and the readers of named data",
+    "run": "the one place that composes stages",
+    "exercises": "answers, hints and the solution stripper of the notebooks",
+}
+LONGEST = 420
+LONGEST_WITH_REASON = 620
+
+
+def imports_of(path: Path) -> set[str]:
+    """List the top-level parts of sftkit a file imports, wherever in it, for more than types."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for other in node.orelse:
+                visit(other)
+            return
+        if isinstance(node, ast.Import):
+            found.update(
+                alias.name.split(".")[1] for alias in node.names if alias.name.startswith("sftkit.")
+            )
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} line {node.lineno}: imports are written in full"
+            if node.module == "sftkit":
+                modules = {alias.name for alias in node.names} & EVERYTHING
+                found.update(modules)
+            elif (node.module or "").startswith("sftkit."):
+                found.add(str(node.module).split(".")[1])
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")))
+    return found
+
+
+def test_the_import_reader_sees_every_kind_of_import(tmp_path):
+    path = tmp_path / "example.py"
+    path.write_text(
+        "from typing import TYPE_CHECKING\n"
+        "import os, sftkit.chat\n"
+        "from sftkit import train, __version__\n"
+        "from sftkit.evidence.choice import Prompt\n"
+        "if TYPE_CHECKING:\n    from sftkit.run import run\n"
+        "else:\n    from sftkit import cli\n"
+        "def late():\n    from sftkit.adapter import attach_adapter\n",
+        encoding="utf-8",
+    )
+    assert imports_of(path) == {"chat", "train", "evidence", "cli", "adapter"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_module_imports_only_what_the_design_allows(name):
+    part = name.split(".")[0]
+    assert part in MAY_IMPORT, f"{name} is not in the table of the design; say what it may import"
+    assert imports_of(FILES[name]) - {part} - MAY_IMPORT[part] == set()
+
+
+def test_the_table_names_no_module_that_is_gone():
+    assert set(MAY_IMPORT) - EVERYTHING == set()
+
+
+def test_only_model_py_knows_bitsandbytes():
+    users = [
+        name
+        for name, path in FILES.items()
+        if "import bitsandbytes" in (text := path.read_text(encoding="utf-8"))
+        or "BitsAndBytesConfig" in text
+    ]
+    assert users == ["model"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_module_is_a_drawer_for_anything(name):
+    assert not {"utils", "helpers", "common", "misc"} & set(name.split("."))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_module_is_short_enough_to_read_in_one_sitting(name):
+    lines = len(FILES[name].read_text(encoding="utf-8").splitlines())
+    assert lines <= (LONGEST_WITH_REASON if name in LONG else LONGEST)
+
+
+def test_every_exception_for_length_is_still_needed():
+    lengths = {n: len(FILES[n].read_text(encoding="utf-8").splitlines()) for n in LONG}
+    assert [name for name, lines in lengths.items() if lines <= LONGEST] == []
+
+
+def test_the_public_names_are_few_and_each_is_there():
+    assert len(sftkit.__all__) <= 40
+    assert sorted(set(sftkit.__all__)) == sorted(sftkit.__all__)
+    assert [name for name in sftkit.__all__ if getattr(sftkit, name, None) is None] == []
+    with pytest.raises(AttributeError, match="module 'sftkit' has no attribute 'fine_tune'"):
+        sftkit.fine_tune  # noqa: B018
+
+
+def test_importing_sftkit_is_quick_and_loads_nothing_heavy():
+    code = (
+        "import sys, time; start = time.perf_counter(); import sftkit; "
+        "seconds = time.perf_counter() - start; "
+        "heavy = {'torch', 'transformers', 'datasets', 'peft', 'accelerate', 'numpy'}; "
+        "print(seconds, *sorted(heavy & set(sys.modules)))"
+    )
+    times = []
+    for _ in range(5):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=True,
+        )  # fmt: skip
+        seconds, *heavy = done.stdout.split()
+        assert heavy == []
+        times.append(float(seconds))
+    assert statistics.median(times) < 0.3, times
+
+
+def test_the_nouns_load_no_torch():
+    # So a recipe can be checked, data audited and a run's record read on any machine, at once.
+    code = (
+        "import sys\n"
+        "from sftkit import errors, settings, records, catalog, batching\n"
+        "from sftkit.dataset import audit, read, split\n"
+        "from sftkit.evidence import statistics, verdicts\n"
+        "print(*sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == []

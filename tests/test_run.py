@@ -1,0 +1,173 @@
+"""A whole run: with a tiny model from a folder (unit tier), and with the real one (model tier)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sftkit.errors import DataError, SettingsError, TrainError
+from sftkit.records import load_run
+from sftkit.run import find_recipe, run
+from sftkit.settings import Recipe, load_recipe, recipe_from_dict
+
+COLOURS = ["red", "blue", "green", "pink", "grey", "gold", "teal", "plum", "rust", "lime"]
+SCRIPT = "<script>alert('x')</script>"
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any) -> Path:
+    folder = tmp_path / "tiny-model"
+    tiny_model.save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setenv("SFTKIT_CACHE", str(tmp_path / "cache"))
+    rows = [
+        {"question": f"Colour of {SCRIPT if place == 0 else f'box {place}'}?", "answer": colour}
+        for place, colour in enumerate(COLOURS * 4)
+    ]
+    data = tmp_path / "colours.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return {
+        "name": "colours",
+        "model": {"name": str(tiny_folder), "dtype": "float32"},
+        "data": {"source": str(data), "test_fraction": 0.3, "validation_fraction": 0.2},
+        "adapter": {"r": 4, "lora_alpha": 8},
+        "train": {"epochs": 2, "learning_rate": 1e-2, "max_tokens_per_batch": 512},
+        "evaluate": {"probes": [], "drift_passages": 0, "max_new_tokens": 4, "resamples": 200},
+    }
+
+
+def test_a_run_writes_its_whole_folder_and_the_record_reads_back(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    record = run(recipe_from_dict(recipe), tmp_path / "out")
+
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "README.md",
+        "adapter",
+        "answers.jsonl",
+        "metrics.jsonl",
+        "plots",
+        "recipe.yaml",
+        "report.html",
+        "run.json",
+    ]
+    assert sorted(path.name for path in (tmp_path / "out" / "adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert load_run(tmp_path / "out") == record
+    assert load_recipe(tmp_path / "out" / "recipe.yaml") == recipe_from_dict(recipe)
+    steps = (tmp_path / "out" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in steps] == [s.step for s in record.training.steps]
+    assert record.learned.heldout_loss is not None
+    assert record.learned.heldout_loss.delta < 0
+    assert record.verdicts.drift.state == "unmeasured"
+
+
+def test_a_script_in_a_dataset_row_stays_text_in_the_report(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    run(recipe_from_dict(recipe), tmp_path / "out")
+
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page.lower()
+
+
+def test_a_zero_scaled_adapter_shows_exactly_zero_everywhere(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe["evaluate"]["adapter_scale"] = 0.0
+
+    record = run(recipe_from_dict(recipe), tmp_path / "out")
+
+    loss = record.learned.heldout_loss
+    exact = record.learned.exact
+    assert loss is not None
+    assert exact is not None
+    assert (loss.delta, loss.ci95) == (0.0, (0.0, 0.0))
+    assert (exact.delta, exact.ci95) == (0.0, (0.0, 0.0))
+    assert record.verdicts.knowledge.state == "no"
+    assert record.verdicts.style.state == "undecided"
+
+
+def test_the_second_run_takes_the_base_scores_from_the_cache(
+    recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sftkit.evidence.exam import Exam
+
+    first = run(recipe_from_dict(recipe), tmp_path / "first")
+    scored = []
+    score = Exam.score
+    monkeypatch.setattr(
+        Exam, "score", lambda self, model: (scored.append("scored"), score(self, model))[1]
+    )
+
+    second = run(recipe_from_dict(recipe), tmp_path / "second")
+
+    assert scored == ["scored"]  # the tuned model only
+    assert second.learned == first.learned
+    adapters = [
+        (tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes()
+        for name in ("first", "second")
+    ]
+    assert adapters[0] == adapters[1]
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.json").write_text("{}", encoding="utf-8")
+
+    with pytest.raises(SettingsError, match="already holds a run"):
+        run(recipe_from_dict(recipe), tmp_path / "out")
+
+
+def test_a_run_of_which_nothing_could_be_learned_never_starts(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe["data"]["max_tokens"] = 16
+
+    with pytest.raises((DataError, TrainError), match=r"exceed max_tokens=16"):
+        run(recipe_from_dict(recipe), tmp_path / "out")
+
+
+def test_bundled_recipes_are_found_by_name_and_others_by_path(tmp_path: Path) -> None:
+    assert find_recipe("demo").data.source == "shop"
+    assert find_recipe("cwe", overrides=["train.max_steps=3"]).train.max_steps == 3
+    with pytest.raises(SettingsError, match="Bundled: cwe, demo"):
+        find_recipe("demoo")
+
+
+@pytest.mark.model
+def test_a_run_at_fifty_times_the_rate_gets_another_verdict(tmp_path: Path) -> None:
+    def short(rate: float) -> Recipe:
+        return find_recipe(
+            "demo",
+            overrides=[
+                f"train.learning_rate={rate}",
+                "train.max_steps=12",
+                "evaluate.items_per_probe=20",
+                "evaluate.drift_passages=20",
+                "evaluate.knowledge_items=8",
+                "evaluate.style_items=8",
+            ],
+        )
+
+    # The gentle one is far below the demo's own rate: 12 steps at that rate already drift.
+    gentle = run(short(2e-5), tmp_path / "gentle")
+    harsh = run(short(2e-5 * 2500), tmp_path / "harsh")
+
+    assert gentle.verdicts.drift.state == "kept"
+    assert harsh.verdicts.drift.state == "lost"
+    assert gentle.verdicts.summary != harsh.verdicts.summary
+    assert harsh.forgot.drift is not None
+    assert f"{harsh.forgot.drift.delta:+.3f}" in harsh.verdicts.drift.sentence.replace("−", "-")
