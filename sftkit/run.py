@@ -415,7 +415,8 @@ def replayed_passages(recipe: Recipe, beside: int) -> list[str]:
     """
     settings = recipe.data
     wanted = round(beside * settings.replay_share / (1 - settings.replay_share))
-    measured = set(catalog.passages("boolq", recipe.evaluate.drift_passages))
+    tested = recipe.evaluate
+    measured = set(catalog.passages(tested.drift_source, tested.drift_passages))
     free = [text for text in catalog.passages(settings.replay or "") if text not in measured]
     if wanted > len(free):
         raise DataError(

@@ -212,6 +212,7 @@ class EvaluateSettings:
         max_new_tokens: Longest generated answer in tokens.
         probes: Multiple-choice sets, by catalog name, that measure lost ability.
         items_per_probe: Questions taken from each probe.
+        drift_source: Catalog name of the general passages.
         drift_passages: General passages whose loss measures drift; 0 measures none.
         passage_tokens: Tokens of each passage that are scored.
         style_items: Test examples whose answer loss is measured, at most.
@@ -227,6 +228,7 @@ class EvaluateSettings:
     max_new_tokens: int = 16
     probes: tuple[str, ...] = ("piqa", "openbookqa", "commonsenseqa")
     items_per_probe: int = 200
+    drift_source: str = "boolq"
     drift_passages: int = 100
     passage_tokens: int = 128
     style_items: int = 120

@@ -8,7 +8,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from sample_record import HOSTILE, hostile_record, sample_record
+from sample_record import (  # type: ignore[import-not-found]
+    HOSTILE,
+    hostile_record,
+    sample_record,
+)
 
 from sftkit.report.html import write_report
 

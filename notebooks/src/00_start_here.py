@@ -165,8 +165,10 @@ example = data.train[0]
 show_mask(example, tokenizer)
 
 # %% [markdown]
-# The words above the question were put there by the model's own chat template. Nothing of the question is coloured, and
-# the last coloured token ends the turn: good. Now the same for the whole training set.
+# The words around the question were put there by the model's own chat template. Nothing of the question is coloured,
+# and the last coloured token ends the turn: good. Now the same for the whole training set. It holds a second kind of
+# row: passages of general text, learned from as a whole. They are *replayed* so that the model keeps hearing what it
+# could already say. None of them is among the passages with which forgetting is measured later.
 
 # %%
 from sftkit import plots
@@ -176,8 +178,8 @@ preflight = make_preflight(recipe, data, tokenizer)
 plots.plot_supervised_share(preflight)
 
 # %% [markdown]
-# Most tokens teach nothing directly; they are the price of context. That is why the training loop computes the model's
-# large output layer only where a token is learned from.
+# The grey tokens teach nothing directly; they are the price of context. That is why the training loop computes the
+# model's large output layer only where a token is learned from.
 #
 # **Check.** If the next cell fails, do not train: the template or the length limit is wrong.
 
@@ -186,9 +188,10 @@ from sftkit import mask_summary
 
 summary = mask_summary(data.train)
 assert summary.rows_without_supervision == 0, "some rows teach nothing"
-assert summary.end_of_turn_supervised == summary.rows, "some answers lost the end of their turn"
-print(f"{summary.rows} of {summary.rows} rows teach their answer and its end")
-print(f"{len(data.refused)} rows refused, {data.replayed} general rows mixed in")
+answers = summary.rows - data.replayed
+assert summary.end_of_turn_supervised == answers, "some answers lost the end of their turn"
+print(f"{answers} of {answers} questions teach their answer and its end")
+print(f"{len(data.refused)} rows refused, {data.replayed} general passages mixed in")
 
 # %% [markdown]
 # ### Exercise 00.1

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sftkit.evidence.perplexity import batches_by_length, score_examples
-from sftkit.forward import logits_at, scoring, unwrapped
+from sftkit.forward import adds_virtual_tokens, logits_at, scoring, unwrapped
 from sftkit.records import IGNORE, ChoiceItem, Encoded
 
 if TYPE_CHECKING:
@@ -123,10 +123,8 @@ def score_choices_plainly(model: Any, prompts: Sequence[Prompt]) -> tuple[Choice
 
 def takes_own_mask(model: Any) -> bool:
     """Say whether a model accepts a mask of our own making, shape (B, 1, T, T)."""
-    settings = getattr(model, "active_peft_config", None)
-    adds_tokens = getattr(settings, "is_prompt_learning", False)
     implementation = unwrapped(model).config._attn_implementation
-    return implementation in ("eager", "sdpa") and not adds_tokens
+    return implementation in ("eager", "sdpa") and not adds_virtual_tokens(model)
 
 
 def _score_side_by_side(model: Any, prompts: Sequence[Prompt]) -> list[ChoiceScore]:

@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
     from sftkit.dataset.split import Splits
 
-PASSAGES = "boolq"
-"""Catalog name of the general text whose loss measures drift."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
@@ -113,7 +110,7 @@ def make_exam(
         note: Told what is slow.
     """
     wanted = settings.drift_passages
-    passages = catalog.passages(PASSAGES, wanted, progress=note) if wanted else []
+    passages = catalog.passages(settings.drift_source, wanted, progress=note) if wanted else []
     return Exam(
         learning=make_learning_test(
             list(splits.test),
@@ -150,7 +147,7 @@ def make_trial(
         note: Told what is slow.
     """
     reported = settings.drift_passages
-    spare = catalog.passages(PASSAGES, reported + passages, progress=note)[reported:]
+    spare = catalog.passages(settings.drift_source, reported + passages, progress=note)[reported:]
     return Exam(
         learning=make_learning_test(
             list(splits.validation),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sftkit.forward import precision_of, scoring, unwrapped
+from sftkit.forward import last_logits_only, precision_of, scoring, unwrapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,7 +43,7 @@ def generate_answers(
     ends = sorted(end_tokens(tokenizer))
     order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), row))
     answers: dict[int, str] = {}
-    with scoring(model), precision_of(model):
+    with scoring(model), precision_of(model), last_logits_only(model):
         for start in range(0, len(order), ROWS_PER_BATCH):
             batch = order[start : start + ROWS_PER_BATCH]
             ids, mask = _pad_left([prompts[row] for row in batch], pad_id)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from sftkit.records import Change, Forgot, Learned, Verdict, Verdicts
 from sftkit.settings import EvaluateSettings
 
+RULE_OF_THREE = 3.0
 FEWEST_GROUPS = 10
 """With fewer groups, resampling them says little: of one group the interval has no width at all."""
 
@@ -93,7 +94,9 @@ def judge_ability(forgot: Forgot, settings: EvaluateSettings) -> Verdict:
         return _too_few(f"{overall.items} questions", numbers)
     if high < 0:
         return Verdict(state="lost", sentence=f"Ability was lost: {numbers}.")
-    if low > -margin:
+    # Without one flipped answer the interval has no width, yet n items cannot rule out a share
+    # below 3/n (the rule of three, Hanley and Lippman-Hand 1983).
+    if low > -margin and RULE_OF_THREE / overall.items <= margin:
         return Verdict(
             state="kept", sentence=f"A loss of {margin:.0%} or more is ruled out: {numbers}."
         )

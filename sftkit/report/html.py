@@ -112,8 +112,17 @@ def _render(record: RunRecord, pictures: Mapping[str, Picture]) -> str:
         tone=verdict_tone,
         sizes=_sizes(record),
         scale=scale,
+        replays_drift_source=replays_drift_source(record),
         resamples=resamples or EvaluateSettings.resamples,
     )
+
+
+def replays_drift_source(record: RunRecord) -> bool:
+    """Say whether passages of the kind that measures drift were replayed in training."""
+    data, evaluate = record.recipe.get("data"), record.recipe.get("evaluate")
+    if not isinstance(data, Mapping) or not isinstance(evaluate, Mapping):
+        return False
+    return data.get("replay") is not None and data["replay"] == evaluate.get("drift_source")
 
 
 def _sizes(record: RunRecord) -> list[str]:
