@@ -235,6 +235,22 @@ def test_few_groups_decide_nothing_however_narrow_their_interval():
     assert few.state == "undecided"
 
 
+def test_accuracy_that_holds_while_right_answers_grow_unlikely_is_not_called_kept():
+    fell = changed(OVERALL, logprob_delta=-0.4, logprob_ci95=(-0.5, -0.3))
+    on_piqa = changed(PROBE, logprob_delta=-0.44, logprob_ci95=(-0.56, -0.33))
+    verdict = judge_ability(Forgot(probes=(on_piqa,), overall=fell), SETTINGS)
+    assert verdict.state == "undecided"
+    assert verdict.sentence.startswith("Accuracy held, but the right answers became less likely: ")
+    assert verdict.sentence.endswith("; on piqa (-0.440, 200 questions) it fell.")
+
+
+def test_twelve_questions_without_a_flip_do_not_rule_out_a_loss_of_five_percent():
+    still = changed(OVERALL, delta=0.0, ci95=(0.0, 0.0), items=12)
+    assert judge_ability(Forgot(probes=(PROBE,), overall=still), SETTINGS).state == "undecided"
+    enough = changed(still, items=60)
+    assert judge_ability(Forgot(probes=(PROBE,), overall=enough), SETTINGS).state == "kept"
+
+
 # ---- the summary ----
 
 BAD_DRIFT = changed(DRIFT, delta=0.58, ci95=(0.55, 0.61))

@@ -88,12 +88,17 @@ def judge_ability(forgot: Forgot, settings: EvaluateSettings) -> Verdict:
         f"accuracy over {overall.items} questions of {len(forgot.probes)} probes moved by "
         f"{_points(overall.delta)} points (95 % interval {_points(low)} to {_points(high)}), "
         f"log-probability of the right answer by {overall.logprob_delta:+.3f} nats per token "
-        f"({overall.logprob_ci95[0]:+.3f} to {overall.logprob_ci95[1]:+.3f})"
+        f"({overall.logprob_ci95[0]:+.3f} to {overall.logprob_ci95[1]:+.3f}){_fell_on(forgot, settings)}"
     )
     if overall.items < FEWEST_GROUPS:
         return _too_few(f"{overall.items} questions", numbers)
     if high < 0:
         return Verdict(state="lost", sentence=f"Ability was lost: {numbers}.")
+    if low > -margin and overall.logprob_ci95[1] < -settings.drift_margin:
+        return Verdict(
+            state="undecided",
+            sentence=f"Accuracy held, but the right answers became less likely: {numbers}.",
+        )
     # Without one flipped answer the interval has no width, yet n items cannot rule out a share
     # below 3/n (the rule of three, Hanley and Lippman-Hand 1983).
     if low > -margin and RULE_OF_THREE / overall.items <= margin:
@@ -105,6 +110,16 @@ def judge_ability(forgot: Forgot, settings: EvaluateSettings) -> Verdict:
         sentence=f"Not measurable with {overall.items} questions whether ability fell by "
         f"{margin:.0%}: {numbers}.",
     )
+
+
+def _fell_on(forgot: Forgot, settings: EvaluateSettings) -> str:
+    """Name the probes whose right answers became less likely by more than the margin."""
+    fell = [
+        f"{probe.name} ({probe.logprob_delta:+.3f}, {probe.items} questions)"
+        for probe in forgot.probes
+        if probe.logprob_ci95[1] < -settings.drift_margin
+    ]
+    return f"; on {' and '.join(fell)} it fell" if fell else ""
 
 
 def judge_drift(forgot: Forgot, settings: EvaluateSettings) -> Verdict:
