@@ -88,7 +88,8 @@ def judge_ability(forgot: Forgot, settings: EvaluateSettings) -> Verdict:
         f"accuracy over {overall.items} questions of {len(forgot.probes)} probes moved by "
         f"{_points(overall.delta)} points (95 % interval {_points(low)} to {_points(high)}), "
         f"log-probability of the right answer by {overall.logprob_delta:+.3f} nats per token "
-        f"({overall.logprob_ci95[0]:+.3f} to {overall.logprob_ci95[1]:+.3f}){_fell_on(forgot, settings)}"
+        f"({overall.logprob_ci95[0]:+.3f} to {overall.logprob_ci95[1]:+.3f})"
+        f"{_fell_on(forgot, settings)}"
     )
     if overall.items < FEWEST_GROUPS:
         return _too_few(f"{overall.items} questions", numbers)
