@@ -24,7 +24,7 @@
 #
 # | Machine | Minutes | Memory | Measured on |
 # |---|---|---|---|
-# | 2 CPU cores, no GPU | MINUTES | GIGABYTES | DATE |
+# | 2 CPU cores, no GPU | 11, with the cores shared; 5 when they were free (`sftkit demo`) | 3.0 GB | 2026-11-22 |
 # | Colab T4 | not run yet | not run yet | |
 # | NVIDIA A100 | not run yet | not run yet | |
 # | Apple laptop | not run yet | not run yet | |
@@ -489,6 +489,12 @@ with adapter_off(tuned):
 answers_table([Answer(question=question, expected="", base=base_says, tuned=tuned_says)])
 
 # %% [markdown]
+# Read the tuned answer with care, above all if the verdicts said that nothing was forgotten beyond the margins. They
+# looked at multiple choice and at plain text, and those were kept. An open question put in chat form is something else:
+# it looks just like a shop question, and the model has learned to answer those in two or three words, sure of itself,
+# whether it knows or not. When this notebook was last run, the tuned model named a wrong place for the capital of
+# France. A verdict reaches as far as its measure, and no further; so ask what your own users will ask.
+#
 # ## 11 · Save it, and leave
 #
 # The adapter is written as a standard PEFT folder. Beside it come the recipe, the record of all measurements, every
