@@ -157,15 +157,17 @@ def test_a_run_at_fifty_times_the_rate_gets_another_verdict(tmp_path: Path) -> N
             "demo",
             overrides=[
                 f"train.learning_rate={rate}",
-                "train.max_steps=12",
-                "evaluate.items_per_probe=20",
-                "evaluate.drift_passages=20",
-                "evaluate.knowledge_items=8",
+                "train.max_steps=8",
+                "train.heldout_evaluations=1",
+                "evaluate.items_per_probe=4",
+                "evaluate.drift_passages=12",
+                "evaluate.passage_tokens=64",
+                "evaluate.knowledge=none",
                 "evaluate.style_items=8",
             ],
         )
 
-    # The gentle one is far below the demo's own rate: 12 steps at that rate already drift.
+    # The gentle one is far below the demo's own rate: 8 steps at that rate already drift.
     gentle = run(short(2e-5), tmp_path / "gentle")
     harsh = run(short(2e-5 * 2500), tmp_path / "harsh")
 
