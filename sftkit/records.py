@@ -550,8 +550,3 @@ def _restore_record(hint: Any, raw: Any, path: str) -> Any:
             "The run was written by another version of sftkit; run it again."
         )
     return hint(**{name: _restore(hints[name], raw[name], f"{path}.{name}") for name in names})
-
-
-def is_finite(*values: float) -> bool:
-    """Say whether all values are finite numbers."""
-    return all(math.isfinite(value) for value in values)
