@@ -37,6 +37,7 @@ LEGS = {
     "trl-best": "TRL SFTTrainer, bf16 weights, bf16 autocast, no checkpointing, eager attention",
     "trainer": "peft + transformers.Trainer, defaults: fp32, sdpa",
     "sftkit": "sftkit, defaults: dtype auto",
+    "sftkit-lean": "sftkit, dtype auto, four micro-batches a step",
     "sftkit-fp32": "sftkit, dtype float32",
 }
 BASELINE = "trl"
@@ -183,10 +184,11 @@ def train_sftkit(leg: str, job: Job, rows: Rows, watch: Stopwatch) -> tuple[Any,
     lora = AdapterSettings(r=job.r, lora_alpha=2 * job.r)
     tuned = adapter.attach_adapter(base, lora, seed=job.seed)
     watch.tokens = [sum(len(rows.train[row].input_ids) for row in b) for b in rows.batches]
+    micro_batches = 4 if leg == "sftkit-lean" else 1
     record = train.train(
         tuned,
         rows.train,
-        rows.settings,
+        dataclasses.replace(rows.settings, micro_batches=micro_batches),
         objective=objectives.chat_loss,
         on_step=lambda step, total: watch.step_done(),
     )
