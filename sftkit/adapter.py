@@ -47,9 +47,16 @@ def attach_adapter(
         The model with its adapter, in float32 whatever the base's type.
 
     Raises:
-        AdapterError: The target matches no layer, or `layers` lies outside the model.
+        AdapterError: The model has an adapter already, the target matches no layer, or `layers`
+            lies outside the model.
     """
     from peft import LoraConfig, get_peft_model
+
+    if getattr(model, "peft_config", None):
+        raise AdapterError(
+            "The model already carries an adapter, so a second one would be tested against the "
+            "first instead of the base. Load the base model afresh (load_model) and attach to that."
+        )
 
     targets = find_targets(model, settings)
     torch.manual_seed(seed)

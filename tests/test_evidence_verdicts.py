@@ -62,7 +62,7 @@ def test_a_good_run_is_told_in_four_sentences_and_a_summary():
     )
     assert verdicts.ability == Verdict(
         state="kept",
-        sentence="A loss of 5% or more is ruled out: accuracy over 600 questions of 1 probes moved "
+        sentence="A loss of 5% or more is ruled out: accuracy over 600 questions of 1 probe moved "
         "by -1.0 points (95 % interval -3.0 to +1.0), log-probability of the right answer by "
         "-0.080 nats per token (-0.100 to -0.060).",
     )
@@ -72,7 +72,8 @@ def test_a_good_run_is_told_in_four_sentences_and_a_summary():
         "moved by +0.020 nats per token (95 % interval +0.010 to +0.030).",
     )
     assert verdicts.summary == (
-        "Learned 88% of what was asked in unseen phrasings. Nothing forgotten beyond the margins "
+        "Learned 88% of what was asked in unseen phrasings. "
+        "Nothing that was measured was forgotten beyond the margins "
         "(general text +0.02 nats per token, ability -1.0 points)."
     )
 
@@ -84,7 +85,8 @@ def test_a_good_run_is_told_in_four_sentences_and_a_summary():
     ("exact", "control", "state", "words"),
     [
         ((0.778, 0.958), (0.0, 0.125), "yes", "Facts were learned: "),
-        ((0.0, 0.05), (0.0, 0.125), "no", "No facts can be shown as learned: "),
+        ((0.0, 0.0), (0.0, 0.125), "no", "No facts can be shown as learned: "),
+        ((0.0, 0.05), (0.0, 0.125), "undecided", "No facts can be shown as learned: "),
         ((-0.9, -0.7), (0.0, 0.125), "no", "No facts can be shown as learned: "),
         ((0.05, 0.3), (0.0, 0.125), "undecided", "Trained facts do not stand out from facts "),
         ((0.778, 0.958), (0.7, 0.9), "undecided", "Trained facts do not stand out from facts "),
@@ -226,8 +228,8 @@ def test_few_groups_decide_nothing_however_narrow_their_interval():
         name: (getattr(verdicts, name).state, getattr(verdicts, name).sentence.split(":")[0])
         for name in ("knowledge", "style", "ability", "drift")
     } == {
-        "knowledge": ("undecided", "Not measurable with 1 facts (10 are needed)"),
-        "style": ("undecided", "Not measurable with answers in 1 groups (10 are needed)"),
+        "knowledge": ("undecided", "Not measurable with 1 fact (10 are needed)"),
+        "style": ("undecided", "Not measurable with answers in 1 group (10 are needed)"),
         "ability": ("undecided", "Not measurable with 9 questions (10 are needed)"),
         "drift": ("undecided", "Not measurable with 9 passages (10 are needed)"),
     }
@@ -261,7 +263,11 @@ UNSURE = changed(OVERALL, delta=-0.03, ci95=(-0.09, 0.02))
 @pytest.mark.parametrize(
     ("forgot", "words"),
     [
-        (FORGOT, "Nothing forgotten beyond the margins (general text +0.02 nats per token, "),
+        (
+            FORGOT,
+            "Nothing that was measured was forgotten beyond the margins (general text +0.02 nats "
+            "per token, ",
+        ),
         (
             changed(FORGOT, drift=BAD_DRIFT),
             "Something was forgotten (general text +0.58 nats per token, ability -1.0 points).",

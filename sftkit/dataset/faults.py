@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -15,7 +16,8 @@ class Fault:
 
     Attributes:
         severity: How bad it is, unless the finder says otherwise.
-        message: What was found; {rows} becomes "1 row" or "5 rows", {detail} the first detail.
+        message: What was found; {rows} becomes "1 row" or "5 rows", {texts} "1 text" or "5 texts",
+            {detail} the first detail.
         fix: What to do about it.
     """
 
@@ -28,12 +30,12 @@ FAULTS: Mapping[str, Fault] = {
     "D01": Fault(
         severity="error",
         message="not UTF-8 at byte {detail}",
-        fix="Save the file again as UTF-8.",
+        fix="Save the file again as UTF-8, or name its encoding (encoding=, --encoding).",
     ),
     "D02": Fault(
         severity="error",
         message="begins with a UTF-16 byte-order mark",
-        fix="Save the file again as UTF-8.",
+        fix="Save the file again as UTF-8, or name its encoding (encoding=, --encoding).",
     ),
     "D03": Fault(
         severity="information",
@@ -73,6 +75,21 @@ FAULTS: Mapping[str, Fault] = {
         message="0 rows: there is nothing after the header",
         fix="Check the export.",
     ),
+    "D11": Fault(
+        severity="information",
+        message="{texts} such as {detail}, which other tools read as missing; here a text stays one",
+        fix="Nothing has to be done if it is meant as text; leave the field empty if it is not.",
+    ),
+    "D12": Fault(
+        severity="error",
+        message="{rows} without a label{detail}",
+        fix="Write the label, or delete the row: there is nothing to learn in it.",
+    ),
+    "D13": Fault(
+        severity="warning",
+        message="{rows} with a whole number over 64 bits, the first {detail}: other tools round it",
+        fix='Put it into quotes ("…"), so that it is read as text.',
+    ),
     "D14": Fault(
         severity="warning",
         message="control characters in {rows}",
@@ -92,6 +109,11 @@ FAULTS: Mapping[str, Fault] = {
         severity="error",
         message="{rows} with half a character (a lone surrogate such as {detail})",
         fix="Write the whole character, or remove it.",
+    ),
+    "D18": Fault(
+        severity="error",
+        message="values of several kinds in one column: {detail}",
+        fix="Write all of them in one way, all as words or all as numbers.",
     ),
     "D19": Fault(
         severity="error",
@@ -133,10 +155,35 @@ FAULTS: Mapping[str, Fault] = {
         message="{rows} with content in several parts; the first: {detail}",
         fix="This kit trains on text only: write the content as one text.",
     ),
+    "D27": Fault(
+        severity="warning",
+        message="{rows} over {detail}",
+        fix="Raise max_tokens, or shorten the rows: over-long rows are left out, never cut.",
+    ),
+    "D28": Fault(
+        severity="error",
+        message="nothing would be trained in {rows}: {detail}",
+        fix="Write a reply with text in it, or delete the row.",
+    ),
+    "D29": Fault(
+        severity="information",
+        message="the chat template marks no answers (no generation block); {detail}",
+        fix="Nothing has to be done; look at one row with show_mask to see what is learned.",
+    ),
+    "D30": Fault(
+        severity="information",
+        message="padding and end of text are one token, {detail}",
+        fix="Nothing has to be done here; other trainers need a pad token of its own.",
+    ),
     "D31": Fault(
         severity="error",
         message="a control token of the model in {rows}; the first: {detail}",
         fix="Remove it: inside text it would become a command to the model.",
+    ),
+    "D32": Fault(
+        severity="information",
+        message="the chat template adds to {rows} a system prompt nobody wrote: {detail}",
+        fix="Keep it and use the model with it, or set system= to a prompt of your own.",
     ),
     "D33": Fault(
         severity="warning",
@@ -148,6 +195,21 @@ FAULTS: Mapping[str, Fault] = {
         message="in train, {rows} with the question of {detail}: scores would be invalid",
         fix="Delete these rows from train.",
     ),
+    "D35": Fault(
+        severity="warning",
+        message="the label stands in the text of {rows} ({detail})",
+        fix="Take it out of the text, unless it will stand there in use too.",
+    ),
+    "D36": Fault(
+        severity="error",
+        message="one class only: every label is {detail}",
+        fix="Add rows of the other classes: with one there is nothing to tell apart.",
+    ),
+    "D37": Fault(
+        severity="warning",
+        message="{texts} with more than one label, the first {detail}",
+        fix="Decide on one label for each text, or delete these rows.",
+    ),
     "D38": Fault(
         severity="warning",
         message="groups that stand in more than one split, with {rows}; the first: {detail}",
@@ -156,13 +218,20 @@ FAULTS: Mapping[str, Fault] = {
 }
 
 
+_SHOWN = 3
+"""Places a finding names; the count says how many there are."""
+
+
 @dataclass
 class _Entry:
+    detail: str
+    severity: Severity
+    message: str
+    fix: str
+    count: int = 0
     places: list[str] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
-    detail: str = ""
-    severity: Severity = "error"
-    message: str = ""
+    # Eight bytes a row: a fault may concern each of a million rows.
+    rows: array[int] = field(default_factory=lambda: array("q"))
 
 
 class FaultLog:
@@ -181,6 +250,7 @@ class FaultLog:
         detail: str = "",
         severity: Severity | None = None,
         message: str | None = None,
+        fix: str | None = None,
     ) -> None:
         """Note one occurrence.
 
@@ -192,18 +262,22 @@ class FaultLog:
             detail: Fills {detail} of the message; the first one counts.
             severity: Overrides the usual one.
             message: Overrides the usual one.
+            fix: Overrides the usual one.
         """
-        fault = FAULTS[code]
         entry = self._entries.get((code, of))
         if entry is None:
-            entry = _Entry(detail=detail, severity=severity or fault.severity)
-            entry.message = message or fault.message
+            fault = FAULTS[code]
+            entry = _Entry(
+                detail, severity or fault.severity, message or fault.message, fix or fault.fix
+            )
             self._entries[(code, of)] = entry
-        if row is None:
-            entry.places.append(place)
-        elif not entry.rows or entry.rows[-1] != row:  # one row counts once
-            entry.places.append(place)
+        if row is not None:
+            if entry.rows and entry.rows[-1] == row:  # one row counts once
+                return
             entry.rows.append(row)
+        entry.count += 1
+        if len(entry.places) < _SHOWN:
+            entry.places.append(place)
 
     def findings(self) -> tuple[Finding, ...]:
         """Give all findings, by code."""
@@ -211,13 +285,15 @@ class FaultLog:
             Finding(
                 code=code,
                 severity=entry.severity,
-                where=tuple(entry.places[:3]),
+                where=tuple(entry.places),
                 field=of,
-                count=len(entry.places),
+                count=entry.count,
                 message=entry.message.format(
-                    rows=_count_rows(len(entry.places)), detail=entry.detail
+                    rows=_count(entry.count, "row"),
+                    texts=_count(entry.count, "text"),
+                    detail=entry.detail,
                 ),
-                fix=FAULTS[code].fix.format(),
+                fix=entry.fix.format(),
             )
             for (code, of), entry in sorted(self._entries.items())
         )
@@ -230,8 +306,8 @@ class FaultLog:
         return {code: tuple(sorted(rows)) for code, rows in sorted(found.items())}
 
 
-def _count_rows(count: int) -> str:
-    return "1 row" if count == 1 else f"{count:,} rows"
+def _count(count: int, what: str) -> str:
+    return f"1 {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def raise_on_errors(findings: Iterable[Finding], *, source: str = "The dataset") -> None:

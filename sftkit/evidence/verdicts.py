@@ -7,6 +7,8 @@ undecided.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from sftkit.records import Change, Forgot, Learned, Verdict, Verdicts
 from sftkit.settings import EvaluateSettings
 
@@ -50,7 +52,7 @@ def judge_knowledge(learned: Learned) -> Verdict:
         f"95 % interval {_points(change.ci95[0])} to {_points(change.ci95[1])}"
     )
     if change.groups < FEWEST_GROUPS:
-        return _too_few(f"{change.groups} groups of questions", numbers)
+        return _too_few(f"{_counted(change.groups, 'group')} of questions", numbers)
     if change.ci95[0] > 0:
         return Verdict(state="yes", sentence=f"Knowledge was gained: {numbers}.")
     if change.ci95[1] < 0:
@@ -66,10 +68,10 @@ def judge_style(learned: Learned) -> Verdict:
     numbers = (
         f"loss on test answers went from {change.before:.2f} to {change.after:.2f} nats per token "
         f"({change.delta:+.2f}, 95 % interval {change.ci95[0]:+.2f} to {change.ci95[1]:+.2f}; "
-        f"{change.items} answers in {change.groups} groups)"
+        f"{_counted(change.items, 'answer')} in {_counted(change.groups, 'group')})"
     )
     if change.groups < FEWEST_GROUPS:
-        return _too_few(f"answers in {change.groups} groups", numbers)
+        return _too_few(f"answers in {_counted(change.groups, 'group')}", numbers)
     if change.ci95[1] < 0:
         return Verdict(state="yes", sentence=f"The style was learned: {numbers}.")
     if change.ci95[0] > 0:
@@ -85,14 +87,15 @@ def judge_ability(forgot: Forgot, settings: EvaluateSettings) -> Verdict:
     margin = settings.ability_margin
     low, high = overall.ci95
     numbers = (
-        f"accuracy over {overall.items} questions of {len(forgot.probes)} probes moved by "
+        f"accuracy over {_counted(overall.items, 'question')} of "
+        f"{_counted(len(forgot.probes), 'probe')} moved by "
         f"{_points(overall.delta)} points (95 % interval {_points(low)} to {_points(high)}), "
         f"log-probability of the right answer by {overall.logprob_delta:+.3f} nats per token "
         f"({overall.logprob_ci95[0]:+.3f} to {overall.logprob_ci95[1]:+.3f})"
         f"{_fell_on(forgot, settings)}"
     )
     if overall.items < FEWEST_GROUPS:
-        return _too_few(f"{overall.items} questions", numbers)
+        return _too_few(_counted(overall.items, "question"), numbers)
     if high < 0:
         return Verdict(state="lost", sentence=f"Ability was lost: {numbers}.")
     if low > -margin and overall.logprob_ci95[1] < -settings.drift_margin:
@@ -108,15 +111,15 @@ def judge_ability(forgot: Forgot, settings: EvaluateSettings) -> Verdict:
         )
     return Verdict(
         state="undecided",
-        sentence=f"Not measurable with {overall.items} questions whether ability fell by "
-        f"{margin:.0%}: {numbers}.",
+        sentence=f"Not measurable with {_counted(overall.items, 'question')} whether ability fell "
+        f"by {margin:.0%}: {numbers}.",
     )
 
 
 def _fell_on(forgot: Forgot, settings: EvaluateSettings) -> str:
     """Name the probes whose right answers became less likely by more than the margin."""
     fell = [
-        f"{probe.name} ({probe.logprob_delta:+.3f}, {probe.items} questions)"
+        f"{probe.name} ({probe.logprob_delta:+.3f}, {_counted(probe.items, 'question')})"
         for probe in forgot.probes
         if probe.logprob_ci95[1] < -settings.drift_margin
     ]
@@ -131,11 +134,11 @@ def judge_drift(forgot: Forgot, settings: EvaluateSettings) -> Verdict:
     margin = settings.drift_margin
     low, high = drift.ci95
     numbers = (
-        f"loss on {drift.passages} general passages moved by {drift.delta:+.3f} nats per token "
-        f"(95 % interval {low:+.3f} to {high:+.3f})"
+        f"loss on {_counted(drift.passages, 'general passage')} moved by {drift.delta:+.3f} nats "
+        f"per token (95 % interval {low:+.3f} to {high:+.3f})"
     )
     if drift.passages < FEWEST_GROUPS:
-        return _too_few(f"{drift.passages} passages", numbers)
+        return _too_few(_counted(drift.passages, "passage"), numbers)
     if low > margin:
         return Verdict(state="lost", sentence=f"General text was partly forgotten: {numbers}.")
     if high < margin:
@@ -146,8 +149,8 @@ def judge_drift(forgot: Forgot, settings: EvaluateSettings) -> Verdict:
         )
     return Verdict(
         state="undecided",
-        sentence=f"Not measurable with {drift.passages} passages whether drift exceeds the margin "
-        f"of {margin:g}: {numbers}.",
+        sentence=f"Not measurable with {_counted(drift.passages, 'passage')} whether drift exceeds "
+        f"the margin of {margin:g}: {numbers}.",
     )
 
 
@@ -161,7 +164,7 @@ def _judge_exact(exact: Change, control: Change | None) -> Verdict:
         f"{_count(exact.after, exact.items)} of {exact.items} unseen phrasings answered word for "
         f"word, {_count(exact.before, exact.items)} before ({_points(exact.delta)} points, 95 % "
         f"interval {_points(exact.ci95[0])} to {_points(exact.ci95[1])}, resampling "
-        f"{exact.groups} facts)"
+        f"{_counted(exact.groups, 'fact')})"
     )
     beside = ""
     if control is not None:
@@ -170,9 +173,11 @@ def _judge_exact(exact: Change, control: Change | None) -> Verdict:
             f"{_count(control.before, control.items)} before"
         )
     if exact.groups < FEWEST_GROUPS:
-        return _too_few(f"{exact.groups} facts", f"{numbers}{beside}")
+        return _too_few(_counted(exact.groups, "fact"), f"{numbers}{beside}")
     if exact.ci95[0] <= 0:
-        return Verdict(state="no", sentence=f"No facts can be shown as learned: {numbers}{beside}.")
+        state: Literal["no", "undecided"] = "no" if exact.ci95[1] <= 0 else "undecided"
+        sentence = f"No facts can be shown as learned: {numbers}{beside}."
+        return Verdict(state=state, sentence=sentence)
     if control is not None and control.ci95[1] >= exact.ci95[0]:
         return Verdict(
             state="undecided",
@@ -200,7 +205,7 @@ def _forgotten_in_short(forgot: Forgot, ability: Verdict, drift: Verdict) -> str
     points = f"ability {_points(forgot.overall.delta)} points" if forgot.overall else ""
     numbers = ", ".join(part for part in (moved, points) if part)
     if states == {"kept"}:
-        return f"Nothing forgotten beyond the margins ({numbers})."
+        return f"Nothing that was measured was forgotten beyond the margins ({numbers})."
     if "lost" in states:
         return f"Something was forgotten ({numbers})."
     if "unmeasured" in states:
@@ -210,6 +215,10 @@ def _forgotten_in_short(forgot: Forgot, ability: Verdict, drift: Verdict) -> str
 
 def _points(share: float) -> str:
     return f"{share * 100:+.1f}"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _count(share: float, items: int) -> int:

@@ -166,6 +166,14 @@ def _loading(record: RunRecord) -> str:
         folder, where = name, ""
     elif _catalog_name(record):
         where = f"  # the one that `sftkit fetch {_catalog_name(record)}` prints"
+    system = record.recipe.get("data", {}).get("system")
+    spoken = (
+        "the chat template's own system prompt"
+        if system is None
+        else f"the system prompt “{plain(system)}”"
+        if system
+        else "an empty system prompt"
+    )
     return f"""## How to load it
 
 ```python
@@ -178,7 +186,8 @@ model = PeftModel.from_pretrained(base, "adapter")  # the folder beside this fil
 tokenizer = AutoTokenizer.from_pretrained(folder)
 ```
 
-The measures hold for the base weights whose fingerprint stands below; another copy of the same
+Conversations were written with the model's chat template and {spoken}; ask it the same way. The
+measures hold for the base weights whose fingerprint stands below; another copy of the same
 model (other precision, other quantization) may answer differently.
 """
 
