@@ -248,6 +248,22 @@ def test_a_base_model_is_named_only_where_the_name_can_be_used(recorded, metadat
     )
 
 
+@pytest.mark.parametrize(
+    ("system", "words"),
+    [
+        (None, "the chat template's own system prompt"),
+        ("", "an empty system prompt"),
+        ("Be *kind*.", "the system prompt “Be \\*kind\\*.”"),
+    ],
+)
+def test_the_card_says_which_system_prompt_the_measures_hold_for(system, words):
+    run = sample_record()
+    data = {**run.recipe["data"], "system": system}
+    run = dataclasses.replace(run, recipe={**run.recipe, "data": data})
+
+    assert f"chat template and {words}; ask it the same way" in render_card(run)
+
+
 def test_the_folder_holds_report_card_and_pictures(tmp_path):
     path = write_report(sample_record(), tmp_path)
     assert path == tmp_path / "report.html"
