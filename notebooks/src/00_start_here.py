@@ -290,6 +290,7 @@ print(f"{len(exam.forgetting.passages)} passages of general text")
 from contextlib import closing
 
 from sftkit import chat_loss, make_watcher
+from sftkit.adapter import weaken_adapter
 from sftkit.run import make_heldout_loss
 from sftkit.train import train
 
@@ -303,6 +304,7 @@ with closing(make_watcher(heldout_start=heldout_loss())) as watcher, clock.timed
         heldout_loss=heldout_loss,
         on_step=watcher.on_step,
     )
+weaken_adapter(tuned, recipe.adapter.strength)  # 1, unless the recipe asks for less
 
 # %% [markdown]
 # ## 7 · Measure again
