@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -26,7 +27,8 @@ from sftkit.records import ChoiceItem
 from sftkit.settings import ModelSettings, parse_yaml
 from sftkit.wheels import Progress, Wheel
 
-Kind = Literal["model", "dataset", "probe", "passages"]
+Kind = Literal["model", "dataset", "probe", "passages", "bias", "table"]
+_SPOKEN = {"passages": "set of passages", "bias": "bias set"}
 _CONVERTER = "1"
 """Raise when converted folders of an older sftkit must not be used any more."""
 _TRUSTED_WAIT_S = 1800.0
@@ -41,13 +43,17 @@ class Entry:
 
     Attributes:
         name: What recipes call it.
-        kind: model, dataset (conversations), probe (multiple choice) or passages (plain text).
+        kind: model, dataset (conversations, or texts and images with labels), probe (multiple
+            choice), passages (plain text), bias (sentences that differ in the people they speak of)
+            or table (confusions of characters).
         title: What the name stands for.
         licence: Terms, in words.
         notice: What has to be shown with it.
-        bytes: Size of the download (of the file, if it is bundled).
+        bytes: Size of the download (of the file, if it is here already; 0 if it should be and
+            is not).
         wheel: The wheel it comes from, or None.
         bundled: Its file under `bundled_folder()`, or None.
+        installed: Its file in a package that sftkit requires, as package/path; or None.
     """
 
     name: str
@@ -58,13 +64,14 @@ class Entry:
     bytes: int
     wheel: Wheel | None = None
     bundled: str | None = None
+    installed: str | None = None
 
     @property
     def file(self) -> str:
         """Path of the file that is read, inside the folder that `fetch` gives."""
         if self.wheel is not None:
             return next(iter(self.wheel.files))
-        return Path(self.bundled or "").name
+        return Path(self.bundled or self.installed or "").name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +138,10 @@ def _build_entry(name: str, fields: Mapping[str, Any], pins: Mapping[str, Any]) 
     if bundled := fields.get("bundled"):
         size = (bundled_folder() / bundled).stat().st_size
         return Entry(name=name, bytes=size, bundled=bundled, **terms)
+    if installed := fields.get("installed"):
+        file = _installed_folder(installed) / Path(installed).name
+        size = file.stat().st_size if file.is_file() else 0
+        return Entry(name=name, bytes=size, installed=installed, **terms)
     pin = pins[fields["wheel"]]
     wheel = Wheel(
         name=fields["wheel"], version=pin["version"], sha256=pin["sha256"], files=fields["files"]
@@ -178,7 +189,8 @@ def fetch_entry(wanted: Entry, *, progress: Progress | None = None) -> Path:
     if _is_ready(wanted, target):
         return target
     if wanted.wheel is None:
-        raise FetchError(f"{target / wanted.file} is missing. Reinstall sftkit-notebooks.")
+        package = "sftkit-notebooks" if wanted.bundled else "scikit-learn"
+        raise FetchError(f"{target / wanted.file} is missing. Reinstall {package}.")
     files = wanted.wheel.files if wanted.kind == "model" else _shared_files(wanted.wheel)
     with wheels.filled_atomically(target, lambda folder: _is_ready(wanted, folder)) as fresh:
         if wanted.kind != "model":
@@ -186,10 +198,13 @@ def fetch_entry(wanted: Entry, *, progress: Progress | None = None) -> Path:
         else:
             with tempfile.TemporaryDirectory(dir=fresh.parent) as workplace:
                 _unpack(wanted, files, Path(workplace), tell)
-                tell(f"{wanted.name}: converting to safetensors (once; about half a minute)")
-                _convert(Path(workplace) / wanted.file, fresh, wait_s=_TRUSTED_WAIT_S)
-                for terms in list(files)[1:]:
-                    shutil.copy(Path(workplace) / terms, fresh)
+                rest = list(files)
+                if wanted.file.endswith(".gguf"):
+                    tell(f"{wanted.name}: converting to safetensors (once; about half a minute)")
+                    _convert(Path(workplace) / wanted.file, fresh, wait_s=_TRUSTED_WAIT_S)
+                    rest.remove(wanted.file)
+                for name in rest:
+                    shutil.move(Path(workplace) / name, fresh)
     return target
 
 
@@ -210,6 +225,8 @@ def _say_nothing(line: str) -> None:
 
 def _place(wanted: Entry) -> Path:
     """Tell the folder of an entry; its name changes when its content would."""
+    if wanted.installed is not None:
+        return _installed_folder(wanted.installed)
     if wanted.wheel is None:
         return (bundled_folder() / (wanted.bundled or "")).parent
     if wanted.kind == "model":
@@ -217,6 +234,14 @@ def _place(wanted: Entry) -> Path:
         return cache_folder() / "models" / f"{wanted.name}-{key}"
     key = _short_hash(wanted.wheel.sha256, *sorted(_shared_files(wanted.wheel)))
     return cache_folder() / "wheels" / f"{wanted.wheel.name}-{wanted.wheel.version}-{key}"
+
+
+def _installed_folder(file: str) -> Path:
+    """Find the folder of a package's file without importing the package."""
+    package, _, inside = file.partition("/")
+    found = importlib.util.find_spec(package)
+    root = Path(found.origin).parent if found is not None and found.origin else Path(package)
+    return (root / inside).parent
 
 
 def _is_ready(wanted: Entry, folder: Path) -> bool:
@@ -400,24 +425,35 @@ def _content_hash(path: Path) -> str:
 
 
 def dataset_rows(name: str, *, progress: Progress | None = None) -> list[dict[str, Any]]:
-    """Give a named dataset as conversations.
+    """Give a named dataset as rows.
 
     Args:
         name: Catalog name of a dataset.
         progress: Called with a line of text before a download.
 
     Returns:
-        Rows with `id`, `messages` (list of role and content), `group`, and further text columns.
+        Rows with `id`, `group` and either `messages` (list of role and content), or `text` and
+        `label`, or `image` (PNG bytes) and `label`; `split` where the set has its own; and further
+        plain columns.
 
     Raises:
         FetchError: No such dataset, or it cannot be had.
     """
-    from sftkit import catalog_rows
+    from sftkit import catalog_labels, catalog_questions, catalog_rows
 
     readers = {
         "shop": catalog_rows.shop_rows,
+        "shop-120": catalog_rows.shop_rows,
+        "shop-tickets": catalog_labels.ticket_rows,
         "cwe": catalog_rows.cwe_rows,
         "chitchat": catalog_rows.chitchat_rows,
+        "building-faq": catalog_questions.faq_rows,
+        "medqa": catalog_questions.medqa_rows,
+        "fiqa": catalog_questions.fiqa_rows,
+        "privacy-qa": catalog_labels.privacy_rows,
+        "pubmedqa": catalog_labels.pubmedqa_rows,
+        "icd10": catalog_labels.icd10_rows,
+        "digits": catalog_labels.digits_rows,
     }
     return readers[_of_kind(name, "dataset").name](_file_of(name, progress))
 
@@ -425,7 +461,7 @@ def dataset_rows(name: str, *, progress: Progress | None = None) -> list[dict[st
 def probe_items(
     name: str, limit: int | None = None, *, progress: Progress | None = None
 ) -> list[ChoiceItem]:
-    """Give a probe's multiple-choice items, in the order of its file.
+    """Give a probe's multiple-choice items, each once, in the order of its file.
 
     Args:
         name: Catalog name of a probe.
@@ -435,10 +471,10 @@ def probe_items(
     Raises:
         FetchError: No such probe, or it cannot be had.
     """
-    from sftkit import catalog_rows
+    from sftkit import catalog_questions
 
     _of_kind(name, "probe")
-    return catalog_rows.choice_items(_file_of(name, progress))[:limit]
+    return catalog_questions.choice_items(_file_of(name, progress))[:limit]
 
 
 def passages(name: str, limit: int | None = None, *, progress: Progress | None = None) -> list[str]:
@@ -458,11 +494,64 @@ def passages(name: str, limit: int | None = None, *, progress: Progress | None =
     return catalog_rows.long_passages(_file_of(name, progress))[:limit]
 
 
+def bias_rows(name: str, *, progress: Progress | None = None) -> list[dict[str, Any]]:
+    """Give a bias set's rows; each set has columns of its own, besides `id` and `group`.
+
+    Columns by set, with `bias_type` in all but bbq:
+        stereoset: context, form, stereotype, anti_stereotype, unrelated.
+        wino: stereotype, anti_stereotype, stereotype_pronoun, anti_stereotype_pronoun.
+        crows-pairs: first, second, first_words, second_words (which is the stereotype is not said).
+        bbq: passage, question, options, answer and unknown (positions), condition (ambiguous or
+            stated).
+
+    Args:
+        name: Catalog name of a bias set.
+        progress: Called with a line of text before a download.
+
+    Raises:
+        FetchError: No such set, or it cannot be had.
+    """
+    from sftkit import catalog_bias
+
+    readers = {
+        "stereoset": catalog_bias.stereoset_rows,
+        "wino": catalog_bias.wino_rows,
+        "crows-pairs": catalog_bias.crows_rows,
+        "bbq": catalog_bias.bbq_rows,
+    }
+    return readers[_of_kind(name, "bias").name](_file_of(name, progress))
+
+
+def confusion_tables(
+    name: str = "typo-tables", *, progress: Progress | None = None
+) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Give tables of characters that are typed or read for one another.
+
+    Args:
+        name: Catalog name of a set of tables.
+        progress: Called with a line of text before a download.
+
+    Returns:
+        Other characters by character, per table: "keyboard/en", "keyboard/de", …, "ocr/en".
+
+    Raises:
+        FetchError: No such set, or it cannot be had.
+    """
+    from sftkit import catalog_rows
+
+    wheel = _of_kind(name, "table").wheel
+    folder = fetch(name, progress=progress)
+    files = [] if wheel is None else [file for file in wheel.files if file.endswith(".json")]
+    paths = {f"{Path(f).parent.name}/{Path(f).stem}": folder / f for f in files}
+    return catalog_rows.confusion_tables(paths)
+
+
 def _of_kind(name: str, kind: Kind) -> Entry:
     found = entry(name)
     if found.kind != kind:
         valid = ", ".join(names(kind))
-        raise FetchError(f"{name!r} is a {found.kind}; expected a {kind}: {valid}.")
+        given, wanted = _SPOKEN.get(found.kind, found.kind), _SPOKEN.get(kind, kind)
+        raise FetchError(f"{name!r} is a {given}; expected a {wanted}: {valid}.")
     return found
 
 

@@ -1,4 +1,4 @@
-"""The catalog's files turned into conversations, multiple-choice items and passages."""
+"""The catalog's files turned into conversations, passages and tables of typing errors."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree  # only ever reads files whose SHA-256 was checked
-
-from sftkit.errors import FetchError
-from sftkit.records import ChoiceItem
 
 Row = dict[str, Any]
 _CWE = "{http://cwe.mitre.org/cwe-7}"
@@ -20,11 +17,13 @@ _XHTML = "{http://www.w3.org/1999/xhtml}"
 _MOST_WORDS = 90
 
 
-def _conversation(question: str, answer: str) -> list[dict[str, str]]:
+def conversation(question: str, answer: str) -> list[dict[str, str]]:
+    """Give a question and its answer as two turns."""
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Read a JSON Lines file of the catalog, row by row; empty lines count for nothing."""
     with path.open(encoding="utf-8") as file:
         for line in file:
             if line.strip():
@@ -37,13 +36,13 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
 def shop_rows(path: Path) -> list[Row]:
     """Give one row per fact and phrasing; questions on control facts are the split `control`."""
     rows = []
-    for fact in _json_lines(path):
+    for fact in json_lines(path):
         for split in ("train", "validation", "test"):
             for number, question in enumerate(fact[split], start=1):
                 rows.append(
                     {
                         "id": f"{fact['fact']}/{split}-{number}",
-                        "messages": _conversation(question, fact["answer"]),
+                        "messages": conversation(question, fact["answer"]),
                         "group": fact["fact"],
                         "split": split if fact["trained"] else "control",
                         "fact": fact["fact"],
@@ -132,7 +131,7 @@ def cwe_rows(path: Path) -> list[Row]:
                 rows.append(
                     {
                         "id": f"CWE-{number}/{aspect}",
-                        "messages": _conversation(question, answer),
+                        "messages": conversation(question, answer),
                         "group": f"CWE-{number}",
                         "weakness": f"CWE-{number}",
                         "aspect": aspect,
@@ -352,59 +351,28 @@ def _opening(turns: list[str]) -> list[str]:
     return taken if len(taken) >= _LEAST_TURNS else []
 
 
-# ---- probes and passages ----
-
-_OPTION = re.compile(r"^([A-H])\.\s?(.*)$")
-
-
-def choice_items(path: Path) -> list[ChoiceItem]:
-    """Read multiple-choice rows: `question`, `options` ("A. …" lines) and `answer` ("B. …").
-
-    Raises:
-        FetchError: More than 1 in 100 rows do not parse; such rows are otherwise left out.
-    """
-    items = []
-    skipped = []
-    for number, row in enumerate(_json_lines(path), start=1):
-        item = parse_choice(row)
-        if item is None:
-            skipped.append(number)
-        else:
-            items.append(item)
-    if len(skipped) * 100 > len(items):
-        raise FetchError(
-            f"{path.name}: {len(skipped)} of {len(items) + len(skipped)} rows are not multiple "
-            f"choice (first: {skipped[:3]}). Expected options as lines 'A. …', one as answer."
-        )
-    return items
-
-
-def parse_choice(row: dict[str, Any]) -> ChoiceItem | None:
-    """Parse one row; None when its options or its answer do not have the expected form."""
-    options = _parse_options(str(row.get("options", "")))
-    answer = _OPTION.match(str(row.get("answer", "")).strip())
-    question = str(row.get("question", "")).strip()
-    if len(options) < 2 or answer is None or not question:
-        return None
-    position = ord(answer[1]) - ord("A")
-    if position >= len(options) or options[position] != answer[2].strip():
-        return None
-    return ChoiceItem(question=question, options=tuple(options), answer=position)
-
-
-def _parse_options(text: str) -> list[str]:
-    """Read "A. …" lines; a line that does not continue the alphabet belongs to the one before."""
-    options: list[str] = []
-    for line in text.strip().splitlines():
-        found = _OPTION.match(line.strip())
-        if found and ord(found[1]) - ord("A") == len(options):
-            options.append(found[2].strip())
-        elif options:
-            options[-1] += "\n" + line.strip()
-    return options
+# ---- passages and tables ----
 
 
 def long_passages(path: Path, least_words: int = 100) -> list[str]:
     """Give the distinct passages with enough words, in the order of the file."""
-    seen = dict.fromkeys(row["passage"].strip() for row in _json_lines(path))
+    seen = dict.fromkeys(row["passage"].strip() for row in json_lines(path))
     return [text for text in seen if len(text.split()) >= least_words]
+
+
+def confusion_tables(paths: Mapping[str, Path]) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Read what a key or a printed character may turn into.
+
+    Args:
+        paths: A JSON file (character → characters) by the name of its table.
+
+    Returns:
+        Per table, the other characters by character, each once and none its own; in the direction
+        of the file (the table of an OCR that reads "1" for "l" may lack "l" for "1").
+    """
+    tables = {}
+    for name, path in paths.items():
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        found = {key: tuple(c for c in dict.fromkeys(raw[key]) if c != key) for key in raw}
+        tables[name] = {key: others for key, others in found.items() if others}
+    return tables

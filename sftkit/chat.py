@@ -8,9 +8,10 @@ for any template whether or not that template knows about generation markers.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sftkit.errors import EncodeError
 from sftkit.records import IGNORE, Encoded, Refused
@@ -22,6 +23,14 @@ Messages = Sequence[Mapping[str, str]]
 
 # A mark must survive any template, also one that strips its messages: printable letters only.
 _MARK = "sftkitAnswer{}mark"
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+# Headers as plain text around a part: "system", "### System:", "[INST] <<SYS>>", "user".
+_HEADER = re.compile(
+    r"^(\[INST\])?\W*sys(tem)?\b\W*?(\n|:|>+|$)|<</SYS>>$|(^|\n)\W*(user|human)\W*$", re.IGNORECASE
+)
+TRIMS = (str, str.strip, lambda words: words.strip("\n"), lambda words: words.lstrip("\n"))
+"""What templates do to the words of a turn, in the order in which it is tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +68,52 @@ class MaskSummary:
             f"{self.rows_without_supervision} rows teach nothing; "
             f"{self.end_of_turn_supervised} end their turn; longest row {self.longest} tokens"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateFacts:
+    """What a chat template does beside writing down what was said.
+
+    Attributes:
+        injected_system: Words the template adds before the first turn of a conversation that has
+            no system prompt; None if it adds none. Such words may hold the date of the day.
+        has_generation_marker: Whether it marks what the assistant generates ({% generation %}).
+        pad_is_eos: Whether the padding token is also one that ends the text or the turn, so that
+            masking labels by id would mask the end of every answer.
+        end_of_turn: The control token that ends an answer; None if none does.
+        generation_prompt: What is put after a question so that the assistant speaks; empty if
+            nothing is.
+    """
+
+    injected_system: str | None
+    has_generation_marker: bool
+    pad_is_eos: bool
+    end_of_turn: str | None
+    generation_prompt: str
+
+
+def template_facts(tokenizer: PreTrainedTokenizerBase) -> TemplateFacts:
+    """Find out by rendering what the chat template adds that nobody said.
+
+    Raises:
+        EncodeError: The tokenizer has no template, or the template refuses a question and an
+            answer.
+    """
+    question = {"role": "user", "content": _MARK.format("Q")}
+    answer = {"role": "assistant", "content": _MARK.format("A")}
+    alone = render_chat([question], tokenizer)
+    asked = render_chat([question], tokenizer, for_answer=True)
+    answered = render_chat([question, answer], tokenizer)
+    end = _turn_end(answered.partition(answer["content"])[2], tokenizer)
+    pad = tokenizer.pad_token
+    source: Any = tokenizer.get_chat_template()
+    return TemplateFacts(
+        injected_system=_injected_system(tokenizer),
+        has_generation_marker=_GENERATION.search(source) is not None,
+        pad_is_eos=pad is not None and pad in (tokenizer.eos_token, end),
+        end_of_turn=end,
+        generation_prompt=asked.removeprefix(alone) if asked.startswith(alone) else "",
+    )
 
 
 def render_chat(
@@ -123,10 +178,11 @@ def encode_chat(
         character to the token that ends the turn, and IGNORE elsewhere.
 
     Raises:
-        EncodeError: No assistant turn; a turn the template changes or does not close; more than
-            max_tokens tokens. Answers are never cut, because the model would then not see the
-            end of its turn.
+        EncodeError: Turns without role or text; no assistant turn; a turn the template changes or
+            does not close; more than max_tokens tokens. Answers are never cut, because the model
+            would then not see the end of its turn.
     """
+    _refuse_malformed(messages, row)
     if not any(message["role"] == "assistant" for message in messages):
         raise EncodeError(f"row {row} has no assistant turn, so there is nothing to learn from.")
     if not getattr(tokenizer, "is_fast", False):
@@ -135,10 +191,7 @@ def encode_chat(
     coded: Any = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids: list[int] = coded["input_ids"]
     if len(ids) > max_tokens:
-        raise EncodeError(
-            f"row {row}: {len(ids)} tokens exceed max_tokens={max_tokens}. "
-            f"Raise max_tokens to {len(ids)} or shorten the row."
-        )
+        raise EncodeError(too_long(row, len(ids), max_tokens))
     labels, ends = _label(text, ids, coded["offset_mapping"], spans, end_tokens(tokenizer))
     if not all(ends):
         raise EncodeError(
@@ -169,7 +222,7 @@ def encode_rows(
         try:
             examples.append(
                 encode_chat(
-                    row["messages"],
+                    cast("Messages", row.get("messages")),
                     tokenizer,
                     max_tokens=max_tokens,
                     system=system,
@@ -216,10 +269,79 @@ def mask_summary(examples: Iterable[Encoded]) -> MaskSummary:
     )
 
 
+def too_long(row: int, tokens: int, max_tokens: int) -> str:
+    """Say that a row has too many tokens, and what to do."""
+    return (
+        f"row {row}: {tokens} tokens exceed max_tokens={max_tokens}. Raise max_tokens to {tokens} "
+        "or shorten the row."
+    )
+
+
 def end_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Ids that may end a turn: every token the tokenizer declares special."""
     added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return frozenset(added | set(tokenizer.all_special_ids))
+
+
+def _injected_system(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Find words before the first question that stand neither before the second nor in a header."""
+    first, answer, second = (_MARK.format(name) for name in ("Q", "A", "R"))
+    asked = {"role": "user", "content": first}
+    before = render_chat([asked], tokenizer).partition(first)[0]
+    turns = [{"role": "assistant", "content": answer}, {"role": "user", "content": second}]
+    try:
+        longer = render_chat([asked, *turns], tokenizer)
+        header = longer.partition(answer)[2].partition(second)[0]
+    except EncodeError:  # a template for one question and one answer
+        header = ""
+    special = sorted((t.content for t in tokenizer.added_tokens_decoder.values()), key=len)
+    divide = re.compile(f"({'|'.join(map(re.escape, reversed(special))) or '$^'})")
+    words, known = divide.split(before), divide.split(header)
+    while words and known and words[-1] == known[-1]:
+        words.pop()
+        known.pop()
+    if words and known and not {words[-1], known[-1]} & set(special):
+        words[-1] = words[-1].removesuffix(_common_end(words[-1], known[-1]))
+    words = [_HEADER.sub("", part.strip()).strip() for part in words if part not in special]
+    said = "\n".join(words).strip()
+    return said if any(char.isalnum() for char in said) else None
+
+
+def _common_end(one: str, other: str) -> str:
+    while not one.endswith(other):
+        other = other[1:]
+    return other
+
+
+def _turn_end(tail: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Name the special token that ends an answer, if nothing else is said before it."""
+    special = end_tokens(tokenizer)
+    for token in tokenizer(tail, add_special_tokens=False)["input_ids"]:
+        text = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
+        if token in special:
+            return str(tokenizer.convert_ids_to_tokens(token))
+        if text.strip():
+            return None
+    return None
+
+
+def _refuse_malformed(messages: Any, row: int) -> None:
+    """Refuse what is no list of turns with role and text."""
+    if not isinstance(messages, Sequence) or isinstance(messages, str):
+        raise EncodeError(f"row {row}: messages must be a list of turns, got {messages!r:.80}.")
+    for number, turn in enumerate(messages, start=1):
+        for part in ("role", "content"):
+            value = turn.get(part) if isinstance(turn, Mapping) else None
+            if not isinstance(value, str):
+                raise EncodeError(
+                    f"row {row}: turn {number} must have a {part} that is text, got "
+                    f"{value!r:.80}. Repair the row or leave it out."
+                )
+            if not value.isascii() and _SURROGATE.search(value):
+                raise EncodeError(
+                    f"row {row}: the {part} of turn {number} holds half a character (a lone "
+                    "surrogate), which is no text. Repair the row or leave it out."
+                )
 
 
 def _find_answers(
@@ -243,7 +365,7 @@ def _find_answers(
     scaffold = render_chat(marked, tokenizer, system=system)
     real = render_chat(messages, tokenizer, system=system)
     # Some templates trim what was said, so the words as given and the usual trims are tried.
-    for cleaned in (str, str.strip, _without_newlines, _without_first_newlines):
+    for cleaned in TRIMS:
         text, spans, place = "", [], 0
         for mark, words in marks.items():
             found = scaffold.find(mark, place)
@@ -263,14 +385,6 @@ def _find_answers(
         "The chat template rewrites what the assistant said (for example it removes a thinking "
         "block), so the words to learn cannot be found in it. Train with a plain template."
     )
-
-
-def _without_newlines(words: str) -> str:
-    return words.strip("\n")
-
-
-def _without_first_newlines(words: str) -> str:
-    return words.lstrip("\n")
 
 
 def _label(

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from sftkit import __version__
-from sftkit.errors import SftkitError
+from sftkit.errors import SettingsError, SftkitError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,24 +55,53 @@ def run(
 
 @app.command()
 def audit(
-    file: Annotated[str, typer.Argument(help="A .jsonl, .json or .csv file, or a catalog name.")],
-    output: Format = "text",
+    file: Annotated[str, typer.Argument(help="A file, a folder, a catalog name or a hub id.")],
+    *,
+    task: Annotated[
+        Literal["chat", "classify", "regress", "image"] | None,
+        typer.Option(help="What the rows are for. Default: found out from their content."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Count in this model's tokens, and look at its chat template."),
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest row that is trained on, in tokens.")
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Of a text file, such as cp1252. Default: UTF-8.")
+    ] = None,
+    as_format: Annotated[
+        str | None, typer.Option(help="How rows are written, such as sharegpt or text-label.")
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="Which column is what: question=Frage. May be repeated."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write instead of printing.")] = None,
+    output: Annotated[
+        Literal["text", "json", "html"], typer.Option("--format", help="text, json or html.")
+    ] = "text",
 ) -> None:
     """Say what is wrong with a dataset, line by line. Exit code 1 if training would be wrong."""
+    from sftkit.audit_page import audit_html, audit_json, audit_text
     from sftkit.dataset.audit import audit_file
-    from sftkit.settings import to_plain
 
-    found = audit_file(file)
-    errors = sum(finding.severity == "error" for finding in found.findings)
-    if output == "json":
-        _print_json({"rows": found.row_count, "findings": to_plain(found.findings)})
+    found = audit_file(
+        file,
+        task=task,
+        format=as_format,
+        columns=_pairs(column or [], "--column"),
+        encoding=encoding,
+        tokenizer=_tokenizer(model, max_tokens),
+        max_tokens=max_tokens,
+    )
+    written = {"text": audit_text, "json": audit_json, "html": audit_html}[output](found)
+    if out is not None:
+        _write_text(out, written)
     else:
-        for finding in found.findings:
-            typer.echo(str(finding))
-        typer.echo(
-            f"{found.row_count} rows, {errors} kinds of error, {len(found.findings)} findings"
-        )
-    raise typer.Exit(1 if errors else 0)
+        sys.stdout.write(written)
+    raise typer.Exit(1 if found.errors else 0)
 
 
 @app.command()
@@ -164,6 +193,33 @@ def _datasheet(entry: dict[str, Any]) -> str:
     lines += [f"  licence: {entry['licence']}"]
     lines += [f"  notice: {entry['notice']}"] if entry["notice"] else []
     return "\n".join(lines)
+
+
+def _tokenizer(model: str | None, max_tokens: int | None) -> Any:
+    """Load a model's tokenizer alone; its weights are not needed to count tokens."""
+    if model is None:
+        if max_tokens is not None:
+            raise SettingsError("--max-tokens counts a model's tokens: add --model NAME.")
+        return None
+    from sftkit.model import load_tokenizer
+    from sftkit.settings import ModelSettings
+
+    return load_tokenizer(ModelSettings(name=model))
+
+
+def _pairs(given: list[str], option: str) -> dict[str, str]:
+    """Read NAME=VALUE options."""
+    for one in given:
+        if not all(one.partition("=")):
+            raise SettingsError(f"{option} {one!r}: write it as NAME=VALUE, e.g. question=Frage.")
+    return {name: value for name, _, value in (one.partition("=") for one in given)}
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be written ({error.strerror}).") from error
 
 
 def _next_free(folder: Path) -> Path:

@@ -205,7 +205,7 @@ def _bar_pair(
 
 
 def _rows(axes: Axes, labels: Sequence[str]) -> None:
-    axes.set_yticks(range(len(labels)), [_plain(label) for label in labels])
+    axes.set_yticks(range(len(labels)), [plain_label(label) for label in labels])
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(labels) - 0.4, -0.6)  # first row on top
     axes.grid(axis="x")
@@ -395,7 +395,7 @@ def smooth(values: Sequence[float]) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
-def _plain(label: str, *, width: int = 18) -> str:
+def plain_label(label: str, *, width: int = 18) -> str:
     """Shorten each line of a label, so that names from data fit beside an axis."""
     lines = (_printable(line) for line in label.split("\n"))
     return "\n".join(x if len(x) <= width else x[: width - 1].rstrip() + "…" for x in lines)

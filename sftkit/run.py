@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftkit import catalog
-from sftkit.errors import DataError, SettingsError
+from sftkit.errors import DataError, EncodeError, SettingsError
 from sftkit.evidence.exam import make_exam, score_base
 from sftkit.evidence.learning import heldout_examples
 from sftkit.records import (
@@ -33,6 +33,7 @@ from sftkit.records import (
     to_json,
 )
 from sftkit.settings import (
+    DataSettings,
     Recipe,
     load_recipe,
     recipe_from_dict,
@@ -318,6 +319,10 @@ def prepare_data(
     settings = recipe.data
     dataset = read.read_dataset(
         settings.source,
+        task=settings.task,
+        format=settings.format,
+        columns=settings.columns,
+        encoding=settings.encoding,
         where=settings.where,
         limit=settings.limit,
         group_by=settings.group_by,
@@ -363,31 +368,27 @@ def encode_splits(
         DataError: No training row could be encoded.
     """
     from sftkit.chat import encode_rows
-    from sftkit.dataset import read, split
-    from sftkit.evidence.perplexity import encode_passages
+    from sftkit.dataset import balance, split
 
     settings = recipe.data
-    training = splits.train
-    replays_passages = settings.replay in catalog.names("passages")
-    if settings.replay is not None and not replays_passages:
-        training = split.mix_replay(
-            training, read.read_dataset(settings.replay), settings.replay_share, settings.seed
-        )
 
     def encode(rows: Iterable[Mapping[str, Any]]) -> EncodedRows:
         return encode_rows(rows, tokenizer, max_tokens=settings.max_tokens, system=settings.system)
 
+    own = balance.balance_rows(splits.train, settings)
+    replays_passages = settings.replay in catalog.names("passages")
+    replays_rows = settings.replay is not None and not replays_passages
+    training = replay_rows(own, tokenizer, settings) if replays_rows else own
     encoded = encode(training)
     if not encoded.examples:
         reasons = "; ".join(refusal.reason for refusal in encoded.refused[:3])
         raise DataError(f"No training row could be encoded: {reasons}", tuple(findings))
-    texts = replayed_passages(recipe, len(encoded.examples)) if replays_passages else []
-    replayed = encode_passages(texts, tokenizer, max_tokens=settings.max_tokens)
+    replayed = replay_passages(recipe, encoded.examples, tokenizer) if replays_passages else ()
     terms = catalog.entry(settings.source) if settings.source in catalog.names() else None
     return PreparedData(
         splits=splits,
         train=(*encoded.examples, *replayed),
-        replayed=len(training) - len(splits.train) + len(replayed),
+        replayed=len(training) - len(own) + len(replayed),
         validation=encode(splits.validation).examples,
         refused=encoded.refused,
         findings=tuple(findings),
@@ -403,27 +404,81 @@ def encode_splits(
     )
 
 
-def replayed_passages(recipe: Recipe, beside: int) -> list[str]:
+def replay_rows(
+    train: Dataset, tokenizer: PreTrainedTokenizerBase, settings: DataSettings
+) -> Dataset:
+    """Mix general conversations into the training rows, by the share the settings say.
+
+    Raises:
+        DataError: There are too few conversations for the share.
+    """
+    from sftkit.chat import encode_chat
+    from sftkit.dataset import balance, read
+
+    def count_tokens(row: Mapping[str, Any]) -> int:
+        turns, most = row["messages"], settings.max_tokens
+        try:
+            encoded = encode_chat(turns, tokenizer, max_tokens=most, system=settings.system)
+        except EncodeError:
+            return 0
+        return len(encoded.input_ids)
+
+    return balance.mix_replay(
+        train,
+        read.read_dataset(settings.replay or ""),
+        settings.replay_share,
+        settings.seed,
+        count_tokens=count_tokens if settings.replay_unit == "tokens" else None,
+    )
+
+
+def replay_passages(
+    recipe: Recipe, beside: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase
+) -> tuple[Encoded, ...]:
+    """Encode the passages that are replayed beside training examples."""
+    from sftkit.evidence.perplexity import encode_passages
+
+    def encode(texts: Sequence[str]) -> tuple[Encoded, ...]:
+        return encode_passages(texts, tokenizer, max_tokens=recipe.data.max_tokens)
+
+    def count_tokens(text: str) -> int:
+        return sum(len(example.input_ids) for example in encode([text]))
+
+    if recipe.data.replay_unit == "rows":
+        return encode(replayed_passages(recipe, len(beside)))
+    tokens = sum(len(example.input_ids) for example in beside)
+    return encode(replayed_passages(recipe, tokens, count_tokens=count_tokens))
+
+
+def replayed_passages(
+    recipe: Recipe, beside: int, *, count_tokens: Callable[[str], int] | None = None
+) -> list[str]:
     """Choose passages to replay: never one of those that measure drift.
 
     Args:
         recipe: Its data settings name the passages and their share.
-        beside: Training examples they are mixed with.
+        beside: Training examples they are mixed with; their tokens if `count_tokens` is given.
+        count_tokens: Counts a passage's tokens, for a share of tokens.
 
     Raises:
         DataError: There are too few passages for the share.
     """
-    settings = recipe.data
-    wanted = round(beside * settings.replay_share / (1 - settings.replay_share))
-    tested = recipe.evaluate
+    from sftkit.dataset.balance import take_tokens
+
+    settings, tested = recipe.data, recipe.evaluate
     measured = set(catalog.passages(tested.drift_source, tested.drift_passages))
     free = [text for text in catalog.passages(settings.replay or "") if text not in measured]
+    # From the end, so that a larger drift measurement does not change what is replayed.
+    if count_tokens is not None:
+        lengths = map(count_tokens, reversed(free))
+        taken = take_tokens(lengths, settings.replay_share, beside=beside)
+        return [free[-1 - place] for place in reversed(taken)]
+    wanted = round(beside * settings.replay_share / (1 - settings.replay_share))
     if wanted > len(free):
         raise DataError(
             f"replay_share={settings.replay_share:g} beside {beside} examples needs {wanted} "
             f"passages of {settings.replay}, and {len(free)} are free. Lower data.replay_share."
         )
-    # From the end, so that a larger drift measurement does not change what is replayed.
     return free[len(free) - wanted :]
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import math
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,10 @@ from sftkit.errors import SettingsError, near_names
 Quantization = Literal["none", "int8", "nf4"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Schedule = Literal["cosine", "linear", "constant"]
+RowFormat = Literal[
+    "messages", "sharegpt", "alpaca", "prompt-completion", "question-answer",
+    "text-label", "text-score", "image-label",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,35 +62,55 @@ class DataSettings:
     Attributes:
         source: A catalog name, a file (.jsonl, .json, .csv) or a hub dataset id.
         task: What is learned. This version trains chat.
+        format: How rows are to be understood; None finds out by looking at them.
+        columns: Which column plays which part, where the guess is wrong, e.g. {question: Frage}.
+        encoding: How the file's bytes are to be read, e.g. cp1252; None takes UTF-8.
         where: Keep only rows whose column has one of these values, e.g. {aspect: [description]}.
         limit: Keep at most this many rows, taken as whole groups; None keeps all.
         split_by: Column that already says train, validation, test (or control) per row.
             None divides by `group_by` instead.
-        group_by: Column whose values stay together in one split; None groups by question.
+        group_by: Column whose values stay together in one split; None groups by question, and id
+            divides single rows.
+        stratify_by: Column of which every value keeps its share in each split, to within one.
+        time_by: Column of times; the newest rows are the test, the next newest validation.
+        time_cuts: The moments from which rows are validation and test, as [2024-01-31,
+            2024-05-31]; None finds them by the fractions, and newer rows then move them.
         validation_fraction: Share of groups used to choose (learning curve, early looks).
         test_fraction: Share of groups read once, at the end, for the report.
+        balance_by: Column whose values are balanced in the training rows; None balances nothing.
+        balance: over repeats rows of the rarer values, under leaves rows of the others out.
         max_tokens: Longest example in tokens; longer ones are refused, never cut.
         system: System prompt put before every conversation; None leaves it to the template.
         replay: General text mixed into training, so that less is forgotten: a catalog name (of
             conversations, or of passages, which are learned from whole) or a file; None mixes in
             nothing.
         replay_share: Share of all training examples that are replayed ones.
+        replay_unit: What the share counts: rows, or tokens, which weigh long rows as they train.
         faulty_rows: refuse stops at the first audit error; drop leaves those rows out and says so.
         seed: Seed of the division and of the choice of replayed rows.
     """
 
     source: str
     task: Literal["chat"] = "chat"
+    format: RowFormat | None = None
+    columns: Mapping[str, str] | None = None
+    encoding: str | None = None
     where: Mapping[str, Sequence[str]] = field(default_factory=dict)
     limit: int | None = None
     split_by: str | None = None
     group_by: str | None = None
+    stratify_by: str | None = None
+    time_by: str | None = None
+    time_cuts: tuple[str, ...] | None = None
     validation_fraction: float = 0.1
     test_fraction: float = 0.15
+    balance_by: str | None = None
+    balance: Literal["over", "under"] = "over"
     max_tokens: int = 512
     system: str | None = None
     replay: str | None = None
     replay_share: float = 0.25
+    replay_unit: Literal["rows", "tokens"] = "rows"
     faulty_rows: Literal["refuse", "drop"] = "refuse"
     seed: int = 0
 
@@ -105,7 +130,31 @@ class DataSettings:
             ),
             (self.max_tokens >= 8, "max_tokens", "must be 8 or more"),
             (0 <= self.replay_share < 1, "replay_share", "must be in [0, 1)"),
+            *self._division_rules(),
         )
+
+    def _division_rules(self) -> Iterator[tuple[bool, str, str]]:
+        """Give the rules on what cannot divide rows together."""
+        for name in ("stratify_by", "time_by"):
+            rule = "cannot be used with split_by, which already says where every row goes"
+            yield not (getattr(self, name) and self.split_by), name, rule
+        for name in ("stratify_by", "group_by"):
+            rule = "cannot be used with time_by: time alone decides where a row goes"
+            yield not (getattr(self, name) and self.time_by), name, rule
+        cuts = self.time_cuts
+        if cuts is not None:
+            yield bool(self.time_by), "time_cuts", "needs time_by, the column they cut"
+            rule = "must be two moments, the earlier first, such as [2024-01-31, 2024-05-31]"
+            yield _are_ascending_moments(cuts), "time_cuts", rule
+
+
+def _are_ascending_moments(texts: Sequence[str]) -> bool:
+    try:
+        moments = [datetime.datetime.fromisoformat(text) for text in texts]
+    except ValueError:
+        return False
+    zoned = [moment.replace(tzinfo=moment.tzinfo or datetime.UTC) for moment in moments]
+    return len(zoned) == 2 and zoned[0] < zoned[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -510,21 +559,24 @@ def _fit(value: Any, hint: Any) -> tuple[bool, Any]:  # noqa: PLR0911  (one retu
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool), value
     if hint is str:
-        return isinstance(value, str), value
+        text = value.isoformat() if isinstance(value, datetime.date) else value  # YAML knows dates
+        return isinstance(text, str), text
     if origin is tuple:
         if not isinstance(value, list | tuple):
             return False, value
         fitted = [_fit(item, arguments[0]) for item in value]
         return all(fits for fits, _ in fitted), tuple(item for _, item in fitted)
     if origin is not None and issubclass(origin, Mapping):
-        return _fit_where(value)
+        return _fit_mapping(value, lists=arguments[1] is not str)
     return False, value
 
 
-def _fit_where(value: Any) -> tuple[bool, Any]:
-    """Fit {column: value or [values]} to {column: (values,)}."""
+def _fit_mapping(value: Any, *, lists: bool) -> tuple[bool, Any]:
+    """Fit {text: text}; or, where lists are wanted, {column: value or [values]} to (values,)."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         return False, value
+    if not lists:
+        return all(isinstance(item, str) for item in value.values()), dict(value)
     listed = {k: tuple(v) if isinstance(v, list | tuple) else (v,) for k, v in value.items()}
     fits = all(isinstance(item, str) for items in listed.values() for item in items)
     return fits, listed
@@ -540,7 +592,8 @@ def _describe(hint: Any) -> str:
     if origin is tuple:
         return f"a list of {_describe(arguments[0])}s"
     if origin is not None and issubclass(origin, Mapping):
-        return "a mapping from column to text values"
+        pair = "text to text" if arguments[1] is str else "column to text values"
+        return f"a mapping from {pair}"
     words = {int: "whole number", float: "number", str: "text", bool: "true or false"}
     return words.get(hint, "null" if hint is type(None) else str(hint))
 

@@ -296,7 +296,7 @@ def test_an_adapter_that_targets_nothing_here_is_refused_in_words(tmp_path):
 
 
 def test_a_model_that_carries_an_adapter_gets_no_second_one(tiny_model):
-    once = attach_adapter(tiny_model, AdapterSettings(r=2))
+    once: Any = attach_adapter(tiny_model, AdapterSettings(r=2))
 
     with pytest.raises(AdapterError, match="already carries an adapter"):
         attach_adapter(once, AdapterSettings(r=2))

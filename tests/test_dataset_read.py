@@ -1,13 +1,17 @@
 """Reading: every way to write a conversation gives the same rows, with their places."""
 
-import contextlib
 import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
 
+import datasets
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from PIL import Image
 
-from sftkit.dataset.read import read_dataset
+from sftkit.dataset import arrow_rows, folders
+from sftkit.dataset.read import open_source, read_dataset, write_rows
 from sftkit.errors import DataError
 
 ASKED = {"role": "user", "content": "Opening hours?"}
@@ -176,35 +180,173 @@ def test_the_shop_reads_with_its_own_splits_and_groups():
     assert set(read_dataset("shop", where={"kind": ["fee"]})["kind"]) == {"fee"}
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(
-                ["messages", "role", "content", "prompt", "completion", "id", "group", "x"]
-            ),
-            inner,
-            max_size=4,
-        )
-    ),
-    max_leaves=8,
-)
+# ---- other tasks ----
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.lists(JSON, max_size=4))
-def test_any_json_is_read_or_refused_in_our_words(tmp_path_factory, rows):
-    path = tmp_path_factory.getbasetemp() / "any.jsonl"
-    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
-    with contextlib.suppress(DataError):
-        read_dataset(path)
+def test_texts_with_labels_become_text(tmp_path):
+    path = write(tmp_path, "a.csv", "review,stars,shop\nfine lamp,5,a\nbad map,1,b\n,5,b\n")
+    dataset = read_dataset(path)
+    assert dataset.column_names == ["id", "text", "label", "group", "place", "shop"]
+    assert list(dataset["text"]) == ["fine lamp", "bad map", ""]
+    assert list(dataset["label"]) == ["5", "1", "5"]
+    assert len(set(dataset["group"])) == 3
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.binary(max_size=60), st.sampled_from(["csv", "tsv", "json", "jsonl"]))
-def test_any_bytes_are_read_or_refused_in_our_words(tmp_path_factory, data, suffix):
-    path = tmp_path_factory.getbasetemp() / f"any.{suffix}"
-    path.write_bytes(b"prompt,completion\n" + data if suffix == "csv" else data)
-    with contextlib.suppress(DataError):
-        read_dataset(path)
+def test_labels_of_any_kind_become_text_and_whole_floats_lose_their_point(tmp_path):
+    labels = [1, 2.0, True, "x", None, [3], float("nan")]
+    rows = [{"text": f"text {n}", "label": label} for n, label in enumerate(labels)]
+    dataset = read_dataset(write_lines(tmp_path, *rows))
+    assert list(dataset["label"]) == ["1", "2", "True", "x", None, None, None]
+
+
+def test_scores_become_numbers_and_what_is_none_becomes_none(tmp_path):
+    scores = [0.5, "1.5", 2, None, "high", float("inf"), True]
+    rows = [{"text": f"text {n}", "score": score} for n, score in enumerate(scores)]
+    dataset = read_dataset(write_lines(tmp_path, *rows), task="regress")
+    assert dataset.features["score"] == datasets.Value("float64")
+    assert list(dataset["score"]) == [0.5, 1.5, 2.0, None, None, None, None]
+
+
+def paint(path, size=(6, 4), colour=(200, 0, 0)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+    return path
+
+
+def test_images_are_decoded_when_they_are_looked_at(tmp_path):
+    paint(tmp_path / "cat/1.png")
+    paint(tmp_path / "dog/2.png", colour=(0, 0, 9))
+    dataset = read_dataset(tmp_path)
+    assert dataset.column_names == ["id", "image", "label", "group", "place", "file"]
+    assert list(dataset["label"]) == ["cat", "dog"]
+    assert dataset[1]["image"].getpixel((0, 0)) == (0, 0, 9)
+    assert dataset.data.column("image")[0].as_py()["bytes"] is None  # only its path is kept
+
+
+def test_images_come_from_paths_in_a_table_and_from_datasets(tmp_path):
+    paint(tmp_path / "pictures/1.png")
+    table = write(tmp_path, "a.csv", "picture,label\npictures/1.png,cat\n")
+    from_table = read_dataset(table)
+    again = read_dataset(from_table)
+    memory = read_dataset([{"image": Image.new("RGB", (6, 4), (200, 0, 0)), "label": "cat"}])
+    for dataset in (from_table, again, memory):
+        assert dataset[0]["image"].size == (6, 4)
+        assert dataset[0]["label"] == "cat"
+
+
+def test_images_that_cannot_be_read_are_named_with_their_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    paint(tmp_path / "cat/1.png")
+    paint(tmp_path / "cat/bomb.png", size=(11, 10))
+    whole = paint(tmp_path / "cat/cut.jpg", size=(9, 9)).read_bytes()
+    (tmp_path / "cat/cut.jpg").write_bytes(whole[: len(whole) - 40])
+    (tmp_path / "cat/text.png").write_text("hello", encoding="utf-8")
+    opened = open_source(tmp_path)
+    assert [row["image"] is None for row in opened.rows] == [False, True, True, True]
+    (finding,) = (f for f in opened.log.findings() if f.severity == "error")
+    assert finding.where == tuple(
+        f"{tmp_path.name}/cat/{name}" for name in ("bomb.png", "cut.jpg", "text.png")
+    )
+    assert finding.message == (
+        "3 rows with an image that cannot be read; the first: more than 100 pixels (taken for a "
+        "decompression bomb)"
+    )
+    assert folders.check_image((tmp_path / "cat/cut.jpg").read_bytes()).startswith("cut off")
+    with pytest.raises(DataError, match="bomb"):
+        read_dataset(tmp_path)
+
+
+# ---- many rows ----
+
+
+def turns(n):
+    return [ASKED | {"content": f"question {n}"}, ANSWERED]
+
+
+def rows_of(count):
+    for n in range(count):
+        more = {"late": "x"} if n > 3000 else {}
+        yield {"id": str(n), "messages": turns(n), "group": "g", "place": f"row {n}", **more}
+
+
+def test_many_rows_lie_in_a_file_and_few_in_memory():
+    few, many = write_rows(rows_of(4000)), write_rows(rows_of(5000))
+    assert few.cache_files == []
+    assert [Path(file["filename"]).name for file in many.cache_files] == ["part-0.arrow"]
+    assert many[4999] == {
+        "id": "4999",
+        "messages": turns(4999),
+        "group": "g",
+        "place": "row 4999",
+        "late": "x",
+    }
+
+
+def test_a_column_that_appears_late_is_empty_before(monkeypatch):
+    monkeypatch.setattr(arrow_rows, "MOST_IN_MEMORY", 500)
+    dataset = write_rows(rows_of(5000))
+    assert len(dataset.cache_files) == 2
+    assert dataset.column_names == ["id", "messages", "group", "place", "late"]
+    assert list(dataset["late"]) == [None] * 3001 + ["x"] * 1999
+    assert [row["id"] for row in dataset] == [str(n) for n in range(5000)]
+    assert pickle.loads(pickle.dumps(dataset))[4000] == dataset[4000]
+
+
+def test_a_faulty_value_among_many_rows_becomes_none_and_costs_no_other():
+    rows = list(rows_of(6000))
+    rows[4500]["messages"] = "no list"
+    rows[4501]["messages"] = [{"role": "user", "content": 3}, {"role": ["x"], "content": "\ud800"}]
+    dataset = write_rows(rows)
+    assert dataset[4500]["messages"] is None
+    assert dataset[4501]["messages"] == [
+        {"role": "user", "content": None},
+        {"role": None, "content": "?"},
+    ]
+    assert dataset[4502]["messages"] == turns(4502)
+
+
+def test_keys_that_are_values_are_no_columns():
+    rows = ({"id": str(n), "messages": [], f"key {n}": "x"} for n in range(3000))
+    with pytest.raises(DataError, match=r"More than 2,000 different columns.*Write them as values"):
+        write_rows(rows)
+
+
+def test_the_temporary_file_goes_with_the_process():
+    code = (
+        "from sftkit.dataset.read import write_rows\n"
+        "rows = [{'id': str(n), 'messages': []} for n in range(4001)]\n"
+        "print(write_rows(rows).cache_files[0]['filename'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    path = Path(done.stdout.strip())
+    assert path.name == "part-0.arrow"
+    assert not path.parent.exists()
+
+
+def test_where_limit_and_groups_work_alike_on_many_rows(tmp_path):
+    rows = [{"question": f"q {n}", "answer": "a", "shop": f"s{n % 50}"} for n in range(5000)]
+    path = write_lines(tmp_path, *rows)
+    dataset = read_dataset(path, group_by="shop", limit=250)
+    assert set(dataset["shop"]) == {"s0", "s1"}
+    assert list(dataset["place"])[:3] == ["data.jsonl:1", "data.jsonl:2", "data.jsonl:51"]
+    assert len(read_dataset(path, where={"shop": ["s7"]})) == 100
+
+
+def test_a_source_can_be_anything_that_holds_rows(tmp_path):
+    import pandas
+
+    row = {"question": "Hours?", "answer": "9 to 5"}
+    for source in ([row], pandas.DataFrame([row]), datasets.Dataset.from_list([row])):
+        assert read_dataset(source)[0]["messages"] == [
+            ASKED | {"content": "Hours?"},
+            ANSWERED,
+        ]
+
+
+def test_an_override_reaches_the_reader(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes("a,b\ncafé,non\n".encode("cp1252"))
+    dataset = read_dataset(path, columns={"question": "b", "answer": "a"}, encoding="cp1252")
+    assert [turn["content"] for turn in dataset[0]["messages"]] == ["non", "café"]

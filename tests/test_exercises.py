@@ -3,6 +3,7 @@
 import textwrap
 from typing import Any
 
+import exercise_cases_01  # type: ignore[import-not-found]
 import numpy as np
 import pytest
 
@@ -41,11 +42,14 @@ GIVEN: dict[str, dict[str, Any]] = {
     "00.2": {"before": BEFORE, "after": AFTER, "ci95": (0.05, 0.6)},
     "00.3": {"forgot": FORGOT},
     "00.4": {"measured": MEASURED, "margin": 0.1},
+    **exercise_cases_01.GIVEN,
 }
 
 
 def reference(exercise_id):
     """Solve an exercise as the notebook's solution does."""
+    if exercise_id in exercise_cases_01.RIGHT:
+        return exercise_cases_01.RIGHT[exercise_id]
     given = GIVEN[exercise_id]
     if exercise_id == "00.1":
         learned = [label for label in given["example"].labels if label != -100]
@@ -62,7 +66,8 @@ def reference(exercise_id):
     return max(allowed, key=lambda strength: MEASURED[strength][0])
 
 
-WRONG = [
+WRONG: list[tuple[str, Any, str]] = [
+    *exercise_cases_01.WRONG,
     ("00.1", 3, "pair of whole numbers"),
     ("00.1", "(3, 7)", "pair of whole numbers"),
     ("00.1", (3, "<|im_end|>"), "pair of whole numbers"),
@@ -233,6 +238,12 @@ def test_values_missing_beside_the_answer_are_named_even_if_untouched(given):
         ("00.2", {"before": [1], "after": [1, 2], "ci95": (0, 1)}, "got 1 and 2"),
         ("00.2", {"before": [1], "after": [2], "ci95": 3}, "cannot use what it was given"),
         ("00.3", {"forgot": Forgot()}, "measured no probes or no drift"),
+        ("01.1", {"line": "Any charts?;Yes."}, "no semicolon too many"),
+        ("01.2", {"dataset": []}, "No two rows of this dataset contradict"),
+        ("01.2", {"dataset": 3}, "cannot use what it was given as dataset"),
+        ("01.3", {"divided": {"id": (35, 384)}}, "Every column leaks"),
+        ("01.4", {"example": EXAMPLE}, "has one answer"),
+        ("01.5", {"agreement": 3}, "cannot use what it was given as agreement"),
     ],
 )
 def test_a_run_that_cannot_answer_is_an_error_not_a_wrong_answer(exercise_id, given, message):
@@ -242,7 +253,11 @@ def test_a_run_that_cannot_answer_is_an_error_not_a_wrong_answer(exercise_id, gi
 
 def test_no_hint_states_the_answer():
     for exercise_id, answer, _ in WRONG:
-        if exercise_id in ("00.2", "00.4"):  # the others' answers are words the hints explain
+        if exercise_id in (
+            "00.2",
+            "00.4",
+            "01.4",
+        ):  # the others' answers are words the hints explain
             message = check(exercise_id, answer, **GIVEN[exercise_id]).message
             right = reference(exercise_id)
             number = right[0] if isinstance(right, tuple) else right
@@ -267,8 +282,9 @@ def test_progress_remembers_what_was_solved_and_what_was_tried():
     check("00.1", (2, 7), example=EXAMPLE)  # solved once stays solved
     check("00.3", "accuracy", forgot=FORGOT)
     check("00.4", ..., **GIVEN["00.4"])
-    assert str(progress()) == "1 of 4 solved: 00.1 ✓ · 00.2 – · 00.3 ✗ · 00.4 –"
-    assert "1 of 4 solved" in progress()._repr_html_()
+    assert str(progress("00")) == "1 of 4 solved: 00.1 ✓ · 00.2 – · 00.3 ✗ · 00.4 –"
+    assert set(progress().states) == set(EXERCISES)
+    assert "1 of 4 solved" in progress("00")._repr_html_()
     assert progress("99").states == {}
 
 

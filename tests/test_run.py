@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ import pytest
 
 from sftkit.errors import DataError, SettingsError, TrainError
 from sftkit.records import load_run
-from sftkit.run import find_recipe, run
-from sftkit.settings import Recipe, load_recipe, recipe_from_dict
+from sftkit.run import find_recipe, prepare_data, run
+from sftkit.settings import DataSettings, Recipe, load_recipe, recipe_from_dict
 
 COLOURS = ["red", "blue", "green", "pink", "grey", "gold", "teal", "plum", "rust", "lime"]
 SCRIPT = "<script>alert('x')</script>"
@@ -141,6 +142,88 @@ def test_a_run_of_which_nothing_could_be_learned_never_starts(
 
     with pytest.raises((DataError, TrainError), match=r"exceed max_tokens=16"):
         run(recipe_from_dict(recipe), tmp_path / "out")
+
+
+SAME: dict[str, Any] = {}
+DATA_FIELDS: dict[
+    str, tuple[dict[str, Any], Any, Any]
+] = {  # field: what both have, the one value, the other
+    "source": (SAME, "colours.jsonl", "other.jsonl"),
+    "format": (SAME, None, "sharegpt"),
+    "columns": (SAME, None, {"question": "topic"}),
+    "encoding": (SAME, None, "utf-16"),
+    "where": (SAME, {}, {"half": ["low"]}),
+    "limit": (SAME, None, 30),
+    "split_by": (SAME, None, "part"),
+    "group_by": (SAME, None, "pair"),
+    "stratify_by": (SAME, None, "half"),
+    "time_by": (SAME, None, "day"),
+    "time_cuts": ({"time_by": "day"}, None, ["2024-01-05", "2024-01-06"]),
+    "validation_fraction": (SAME, 0.2, 0.4),
+    "test_fraction": (SAME, 0.3, 0.4),
+    "balance_by": (SAME, None, "topic"),
+    "balance": ({"balance_by": "topic"}, "over", "under"),
+    "max_tokens": (SAME, 512, 54),
+    "system": (SAME, None, "Be brief."),
+    "replay": (SAME, None, "other.jsonl"),
+    "replay_share": ({"replay": "other.jsonl"}, 0.1, 0.3),
+    "replay_unit": ({"replay": "other.jsonl"}, "rows", "tokens"),
+    "faulty_rows": ({"source": "faulty.jsonl"}, "refuse", "drop"),
+    "seed": (SAME, 0, 1),
+}
+
+
+def test_every_data_setting_is_in_the_walk_below() -> None:
+    names = {info.name for info in dataclasses.fields(DataSettings)}
+    assert names - set(DATA_FIELDS) == {"task"}  # which has one value only
+
+
+@pytest.mark.parametrize("field", DATA_FIELDS)
+def test_every_data_setting_reaches_what_it_governs(
+    field: str, tmp_path: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {
+            "question": f"What is the colour of box {place}?",
+            "answer": colour,
+            "topic": f"topic {place % 7}",
+            "pair": str(place // 2),
+            "half": "low" if place < 20 else "high",
+            "day": f"2024-01-0{place % 7 + 1}",
+            "part": ("train", "train", "validation", "test")[place % 4],
+        }
+        for place, colour in enumerate(COLOURS * 4)
+    ]
+    replies = [{**row, "answer": "A long and general answer."} for row in rows]
+    for name, given in {
+        "colours": rows,
+        "other": replies,
+        "faulty": [*rows, {**rows[0], "question": "What now?", "answer": ""}],
+    }.items():
+        text = "".join(json.dumps(row) + "\n" for row in given)
+        Path(f"{name}.jsonl").write_text(text, encoding="utf-8")
+
+    def outcome(value: Any) -> Any:
+        extra, _, _ = DATA_FIELDS[field]
+        fractions = {"validation_fraction": 0.2, "test_fraction": 0.3}
+        data = {"source": "colours.jsonl", **fractions, **extra, field: value}
+        recipe = recipe_from_dict({"name": "x", "data": data})
+        try:
+            prepared = prepare_data(recipe, tiny_tokenizer, {})
+        except DataError as error:
+            return str(error)
+        ids = {name: list(part["id"]) for name, part in vars(prepared.splits).items()}
+        return ids, [example.input_ids for example in prepared.train], prepared.replayed
+
+    _, one, other = DATA_FIELDS[field]
+    before, after = outcome(one), outcome(other)
+    assert before == outcome(one)
+    assert before != after
+    refused = [isinstance(found, str) for found in (before, after)]
+    expected = {"faulty_rows": [True, False]}
+    unfit = {"format": [False, True], "encoding": [False, True]}
+    assert refused == {**expected, **unfit}.get(field, [False, False])
 
 
 def test_bundled_recipes_are_found_by_name_and_others_by_path(tmp_path: Path) -> None:

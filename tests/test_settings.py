@@ -109,6 +109,63 @@ def test_a_default_is_not_blamed_where_another_value_was_given(train, fault):
     assert faults_of(raw) == ["The recipe has 1 fault:", f"  - {fault}"]
 
 
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        (
+            {"split_by": "part", "stratify_by": "label"},
+            "data.stratify_by cannot be used with split_by, which already says where every row "
+            "goes, got 'label'.",
+        ),
+        (
+            {"split_by": "part", "time_by": "date"},
+            "data.time_by cannot be used with split_by, which already says where every row goes, "
+            "got 'date'.",
+        ),
+        (
+            {"time_by": "date", "group_by": "user"},
+            "data.group_by cannot be used with time_by: time alone decides where a row goes, "
+            "got 'user'.",
+        ),
+        (
+            {"time_cuts": ["2024-01-31", "2024-05-31"]},
+            "data.time_cuts needs time_by, the column they cut, got ('2024-01-31', '2024-05-31').",
+        ),
+        (
+            {"time_by": "date", "time_cuts": ["2024-05-31", "2024-01-31T10:00Z"]},
+            "data.time_cuts must be two moments, the earlier first, such as [2024-01-31, "
+            "2024-05-31], got ('2024-05-31', '2024-01-31T10:00Z').",
+        ),
+        (
+            {"time_by": "date", "time_cuts": ["soon", "later"]},
+            "data.time_cuts must be two moments, the earlier first, such as [2024-01-31, "
+            "2024-05-31], got ('soon', 'later').",
+        ),
+        (
+            {"columns": {"question": 3}},
+            "data.columns must be a mapping from text to text or null, got {'question': 3}.",
+        ),
+    ],
+)
+def test_divisions_that_contradict_each_other_are_told(given, fault):
+    raw = {"name": "x", "data": {"source": "s", **given}}
+    assert faults_of(raw) == ["The recipe has 1 fault:", f"  - {fault}"]
+
+
+def test_a_date_may_be_written_in_yaml_without_quotes(tmp_path):
+    path = write(
+        tmp_path,
+        "name: x\ndata: {source: s, time_by: day, time_cuts: [2024-01-31, 2024-05-31T10:00:00Z]}\n",
+    )
+    assert load_recipe(path).data.time_cuts == ("2024-01-31", "2024-05-31T10:00:00+00:00")
+
+
+def test_the_columns_of_a_file_are_named_in_a_recipe_and_written_back(tmp_path):
+    data = DataSettings(source="s", columns={"question": "Frage"}, format="question-answer")
+    recipe = Recipe(name="x", data=data)
+    assert load_recipe(write(tmp_path, yaml_text(recipe))) == recipe
+
+
 def test_float16_on_a_cpu_is_impossible():
     raw = {
         "name": "x",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sample_record import ANSWERS, HOSTILE, sample_record  # type: ignore[import-not-found]
 
+from sftkit.chat import encode_chat
 from sftkit.records import IGNORE, Answer, Encoded
 from sftkit.show import (
     AnswersView,
@@ -18,12 +21,15 @@ from sftkit.show import (
     token_texts,
     visible,
 )
+from tests.conftest import make_tokenizer
+from tests.templates import TEMPLATES
 
 
 class ByteTokenizer:
     """A tokenizer with one token per byte and one control token, id 256."""
 
     all_special_ids = (256,)
+    added_tokens_decoder: ClassVar[dict[int, Any]] = {}
 
     def decode(self, ids, **_):
         chunks, raw = [], b""
@@ -58,6 +64,56 @@ def test_the_mask_marks_the_answer_and_its_end():
 
 def test_a_character_of_several_tokens_belongs_to_the_last():
     assert token_texts(tuple("é!".encode()), BYTES) == ("", "é", "!")
+
+
+def test_texts_of_tokens_joined_are_the_whole_whatever_the_bytes():
+    @given(st.lists(st.integers(0, 256)))
+    def check(ids: list[int]) -> None:
+        assert "".join(token_texts(ids, BYTES)) == BYTES.decode(ids)
+
+    check()
+
+
+def test_a_long_example_is_cut_into_tokens_in_time_proportional_to_its_length():
+    decoded = []
+
+    class Counting(ByteTokenizer):
+        def decode(self, ids, **_):
+            decoded.append(len(ids))
+            return super().decode(ids)
+
+    text = "word " * 1000
+    counting: Any = Counting()
+    assert "".join(token_texts(text.encode(), counting)) == text
+    assert max(decoded) <= 3
+
+
+def test_every_control_token_of_the_template_is_boxed_not_only_the_named_ones():
+    source = TEMPLATES["llama-3"]
+    tokenizer = make_tokenizer(source.source, source.specials)
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "ok"}]
+    view = show_mask(encode_chat(messages, tokenizer, max_tokens=99), tokenizer)
+    boxed = [token for token, control in zip(view.tokens, view.control, strict=True) if control]
+    header = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    assert boxed == ["<|begin_of_text|>", *header, *header]
+    assert view.marked.endswith("⟦ok<|eot_id|>⟧")
+
+
+def test_no_token_is_invisible_in_a_notebook():
+    html = MaskView((" ", "", "é", "\t", "\n"), (True,) * 5, (False,) * 5)._repr_html_()
+    body = html.partition('role="region"')[2]
+    for sign in (">␣<", ">⋯<", ">é<", ">⇥<", ">↵<br><"):
+        assert sign in body
+
+
+def test_the_mask_has_a_legend_and_scrolls_when_long():
+    html = show_mask(encoded("Hi", "ok"), BYTES)._repr_html_()
+    for words in ("learned from</span>", "read only</span>", "control token</span>"):
+        assert words in html
+    assert "overflow:auto" in html
+    assert 'tabindex="0" role="region"' in html
+    # Without colour the underline still tells what is learned from.
+    assert html.count("border-bottom:2px solid") == 1 + 3
 
 
 def test_the_mask_in_a_notebook_is_escaped_and_coloured():
@@ -133,4 +189,4 @@ def test_an_answer_matches_but_for_case_spaces_articles_and_punctuation(given, e
 
 
 def test_control_codes_and_direction_marks_become_visible():
-    assert visible("a\n\x1b[0m\t\x7f\u202e") == "a↵␛[0m␉␡⟨U+202E⟩"
+    assert visible("a\n\x1b[0m\t\x7f\u202e") == "a↵␛[0m⇥␡⟨U+202E⟩"

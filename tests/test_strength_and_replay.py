@@ -1,4 +1,4 @@
-"""Turning a trained adapter down for good, replaying passages, and logits for the last token only."""
+"""Adapters turned down for good, replayed passages, and logits for the last token only."""
 
 from __future__ import annotations
 

@@ -2,77 +2,147 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sftkit.dataset import across, label_checks
+from sftkit.dataset.digest import RowDigest
+from sftkit.dataset.facts import AuditFacts, gather_facts
 from sftkit.dataset.faults import FaultLog, raise_on_errors
-from sftkit.dataset.formats import convert_table
-from sftkit.dataset.read import read_table
-from sftkit.errors import DataError
+from sftkit.dataset.read import open_source, write_rows
+from sftkit.dataset.row_checks import check_row, token_finder
+from sftkit.dataset.sketches import normalise
+from sftkit.dataset.texts import RowTexts, question_text
+from sftkit.dataset.token_checks import (
+    TokenFacts,
+    check_template,
+    check_text_lengths,
+    check_tokens,
+    control_tokens,
+)
+from sftkit.errors import DataError, near_names
 from sftkit.records import Finding, Refused, Severity
+from sftkit.settings import DataSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Audit", "audit_dataset", "audit_file", "audit_rows", "drop_faulty", "raise_on_errors"]
+    from sftkit.dataset.plans import Task
+
+__all__ = [
+    "Audit",
+    "AuditFacts",
+    "audit_dataset",
+    "audit_file",
+    "audit_rows",
+    "control_tokens",
+    "drop_faulty",
+    "normalise",
+    "raise_on_errors",
+]
 
 Row = Mapping[str, Any]
-_LIKE_CONTROL = re.compile(r"<\|[A-Za-z0-9_ ]{2,30}\|>")
-"""What control tokens look like in most chat models, for audits without a tokenizer."""
-_INVISIBLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """What an audit found.
+    """What an audit found. It shows itself in a notebook.
 
     Attributes:
         source: What was audited.
         row_count: Rows looked at.
         findings: One for each kind of fault, by code.
         rows_by_code: Positions of all rows concerned (a finding names three).
+        error_rows: The same for findings of severity error only.
+        facts: What the dataset looks like beside its faults.
     """
 
     source: str
     row_count: int
     findings: tuple[Finding, ...]
     rows_by_code: Mapping[str, tuple[int, ...]]
+    error_rows: Mapping[str, tuple[int, ...]]
+    facts: AuditFacts
 
     @property
     def errors(self) -> tuple[Finding, ...]:
         """The findings that make training wrong."""
         return tuple(f for f in self.findings if f.severity == "error")
 
+    def __str__(self) -> str:
+        from sftkit.audit_page import audit_text
 
-def audit_file(path: str | Path, *, special_tokens: Iterable[str] | None = None) -> Audit:
-    """Audit a file (or any other source that `read_dataset` takes).
+        return audit_text(self)
+
+    def _repr_html_(self) -> str:
+        from sftkit.audit_page import audit_fragment
+
+        return audit_fragment(self)
+
+
+def audit_file(
+    path: Any,
+    *,
+    task: Task | None = None,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    encoding: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_tokens: int | None = None,
+    system: str | None = None,
+    probes: Iterable[str] = (),
+    group_by: str | None = None,
+) -> Audit:
+    """Audit a file (or any other source that `read_dataset` takes), in one pass over it.
+
+    Memory stays bounded: rows stream into a temporary Arrow file, and about a hundred bytes of
+    each are remembered for the checks across rows.
 
     Args:
-        path: The file.
-        special_tokens: Control tokens of the model; None looks for the usual form <|…|>.
+        path: The source.
+        task: chat, classify, regress or image; None finds out.
+        format: How conversations or labels are written; None finds out.
+        columns: Which column is what, where the guess is wrong: {"question": "Frage"}.
+        encoding: Of a text file; None expects UTF-8.
+        tokenizer: The model's. With it lengths are counted in tokens, and the chat template is
+            looked at.
+        max_tokens: Longest row that is trained on; None takes the default of a recipe.
+        system: System prompt that will be put first in training.
+        probes: Questions of the probes; none of them may be trained on.
+        group_by: See `audit_dataset`.
 
     Returns:
         Everything found, faults of the file and of its rows together.
 
     Raises:
-        DataError: There is no such file, or its kind is not read.
+        DataError: There is no such source, or its kind is not read.
     """
-    table = read_table(path)
-    rows = convert_table(table)
-    return audit_rows(rows, source=table.name, special_tokens=special_tokens, log=table.log)
+    found = open_source(path, task=task, format=format, columns=columns, encoding=encoding)
+    check = _Pass(found.task, found.name, found.log, tokenizer)
+    rows = found.rows if group_by is None else _regroup(found.rows, group_by)
+    dataset = write_rows(map(dict, check.over(rows)), found.task)
+    return check.finish(
+        dataset,
+        probes=probes,
+        group_by=group_by,
+        seen_as=found.seen_as,
+        max_tokens=max_tokens or DataSettings.max_tokens,
+        system=system,
+    )
 
 
 def audit_dataset(
     dataset: Dataset,
-    tokenizer: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     probes: Iterable[str] = (),
     *,
     group_by: str | None = None,
     source: str = "the dataset",
+    max_tokens: int | None = None,
+    system: str | None = None,
 ) -> Audit:
     """Audit a dataset that `read_dataset` gave.
 
@@ -83,40 +153,40 @@ def audit_dataset(
         group_by: The column that was promised to stay together; groups that cross splits are
             then a warning, and information otherwise.
         source: What to call it.
+        max_tokens: Longest row that is trained on; with it and a tokenizer, rows are encoded to
+            find those that are too long or teach nothing. None leaves that out.
+        system: System prompt that will be put first in training.
 
     Returns:
         Everything found.
     """
-    return audit_rows(
-        list(dataset),
-        source=source,
-        special_tokens=None if tokenizer is None else control_tokens(tokenizer),
-        probes=probes,
-        group_by=group_by,
+    check = _Pass(_task_of(dataset.column_names), source, FaultLog(), tokenizer)
+    for _ in check.over(_undecoded(dataset)):
+        pass
+    return check.finish(
+        dataset, probes=probes, group_by=group_by, max_tokens=max_tokens, system=system
     )
 
 
-def control_tokens(tokenizer: Any) -> set[str]:
-    """List the tokens that are commands to the model, as text."""
-    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-    special = {str(token) for token in added if getattr(token, "special", False)}
-    return special | set(getattr(tokenizer, "all_special_tokens", ()))
-
-
 def audit_rows(
-    rows: Sequence[Row],
+    rows: Iterable[Row],
     *,
     source: str = "the dataset",
+    task: str | None = None,
     special_tokens: Iterable[str] | None = None,
     probes: Iterable[str] = (),
     group_by: str | None = None,
     log: FaultLog | None = None,
 ) -> Audit:
-    """Audit canonical rows; the work behind `audit_file` and `audit_dataset`.
+    """Audit canonical rows with raw values, such as an iterator gives once.
+
+    Their texts are kept in memory; `audit_file` and `audit_dataset` do without.
 
     Args:
-        rows: Mappings with messages, and id, group, split, place where known.
+        rows: Mappings with messages, text and label, or text and score; and id, group, split,
+            place where known.
         source: What to call them.
+        task: chat, classify, regress or image; None tells it from the first row.
         special_tokens: Control tokens of the model; None looks for the usual form <|…|>.
         probes: Questions that must not stand in the training rows.
         group_by: See `audit_dataset`.
@@ -125,27 +195,13 @@ def audit_rows(
     Returns:
         Everything found.
     """
-    log = log if log is not None else FaultLog()
-    find_token = _token_finder(special_tokens)
-    for position, row in enumerate(rows):
-        place = str(row.get("place") or f"row {position + 1}")
-        for code, of, detail in _row_faults(row.get("messages")):
-            log.add(code, place, row=position, of=of, detail=detail)
-        for text in _texts(row):
-            if token := find_token(text):
-                severity: Severity | None = "warning" if special_tokens is None else None
-                log.add("D31", place, row=position, of="messages", detail=token, severity=severity)
-            if _INVISIBLE.search(text):
-                log.add("D14", place, row=position, of="messages")
-    _find_repeats(rows, log)
-    _find_leaks(rows, tuple(probes), log)
-    _find_split_groups(rows, group_by, log)
-    return Audit(
-        source=source,
-        row_count=len(rows),
-        findings=log.findings(),
-        rows_by_code=log.rows_by_code(),
-    )
+    drawn = iter(rows)
+    first = next(drawn, None)
+    task = task or _task_of(first or ())
+    check = _Pass(task, source, log or FaultLog(), special_tokens=special_tokens)
+    for _ in check.over([] if first is None else itertools.chain([first], drawn), keep=True):
+        pass
+    return check.finish(None, probes=probes, group_by=group_by)
 
 
 def drop_faulty(dataset: Dataset, audit: Audit) -> tuple[Dataset, tuple[Refused, ...]]:
@@ -165,7 +221,7 @@ def drop_faulty(dataset: Dataset, audit: Audit) -> tuple[Dataset, tuple[Refused,
         raise DataError(f"The audit saw {audit.row_count} rows, the dataset has {len(dataset)}.")
     reasons: dict[int, list[str]] = {}
     for code in dict.fromkeys(finding.code for finding in audit.errors):
-        concerned = audit.rows_by_code.get(code, ())
+        concerned = audit.error_rows.get(code, ())
         if not concerned:
             raise_on_errors(audit.findings, source=audit.source)
         for position in concerned:
@@ -180,163 +236,157 @@ def drop_faulty(dataset: Dataset, audit: Audit) -> tuple[Dataset, tuple[Refused,
     return dataset.select(kept), dropped
 
 
-# ---- one row ----
+class _Pass:
+    """One pass over rows: checks each as it goes by, and compares them at the end."""
 
+    def __init__(
+        self,
+        task: str,
+        source: str,
+        log: FaultLog,
+        tokenizer: Any = None,
+        *,
+        special_tokens: Iterable[str] | None = None,
+    ) -> None:
+        if tokenizer is not None:
+            special_tokens = control_tokens(tokenizer)
+        self.source, self.log, self.tokenizer = source, log, tokenizer
+        self.find_token = token_finder(special_tokens)
+        self.token_severity: Severity | None = "warning" if special_tokens is None else None
+        self.digest = RowDigest(task)
+        self.texts: list[str] = []
+        self.asked: list[str] = []
 
-def _row_faults(messages: Any) -> Iterator[tuple[str, str, str]]:
-    """Give (code, part of the row, detail) for each fault of one conversation."""
-    if not isinstance(messages, list):
-        yield "D19", "messages", _kind(messages)
-        return
-    if not all(isinstance(turn, Mapping) for turn in messages):
-        number, turn = next((n, t) for n, t in enumerate(messages, 1) if not isinstance(t, Mapping))
-        yield "D19", "messages", f"turn {number} is {_kind(turn)}"
-        return
-    for number, turn in enumerate(messages, start=1):
-        yield from _turn_faults(number, turn)
-    roles = [turn.get("role") for turn in messages]
-    if "assistant" not in roles:
-        yield "D25", "messages", "no assistant turn"
-    elif all(role in _ROLES for role in roles) and (fault := _order_fault(roles)):
-        yield "D24", "messages", fault
+    def over(self, rows: Iterable[Row], *, keep: bool = False) -> Iterator[Row]:
+        """Give the rows on as they are, and look at each in passing.
 
-
-def _turn_faults(number: int, turn: Row) -> Iterator[tuple[str, str, str]]:
-    role, content = turn.get("role"), turn.get("content")
-    if role not in _ROLES:
-        yield "D21", "role", f"{role!r} in turn {number}"
-    if isinstance(content, list | Mapping):
-        yield "D26", "content", f"turn {number}"
-    elif not isinstance(content, str):
-        yield "D20", "content", f"turn {number} is {_kind(content)}"
-    elif role == "assistant" and not content.strip():
-        yield "D23", "content", ""
-
-
-def _order_fault(roles: Sequence[Any]) -> str:
-    """Say where the order of known roles breaks; nothing when it does not."""
-    before = "start"
-    may_follow = {
-        "start": ("system", "user"),
-        "system": ("user",),
-        "user": ("assistant",),
-        "assistant": ("user", "tool"),
-        "tool": ("assistant", "tool"),
-    }
-    for number, role in enumerate(roles, start=1):
-        if role not in may_follow[before]:
-            after = "stands first" if before == "start" else f"follows {before}"
-            return f"{role} {after} in turn {number}"
-        before = role
-    return ""
-
-
-def _texts(row: Row) -> Iterator[str]:
-    messages = row.get("messages")
-    for turn in messages if isinstance(messages, list) else ():
-        if isinstance(turn, Mapping) and isinstance(turn.get("content"), str):
-            yield turn["content"]
-
-
-def _token_finder(tokens: Iterable[str] | None) -> Callable[[str], str]:
-    """Give a function that finds the first control token in a text."""
-    if tokens is None:
-        pattern = _LIKE_CONTROL
-    else:
-        known = sorted((token for token in tokens if token.strip()), key=len, reverse=True)
-        if not known:
-            return lambda text: ""
-        pattern = re.compile("|".join(map(re.escape, known)))
-
-    def find(text: str) -> str:
-        found = pattern.search(text)
-        return found[0] if found else ""
-
-    return find
-
-
-def _kind(value: Any) -> str:
-    names = {type(None): "nothing", str: "a text", list: "a list", bool: "true or false"}
-    return names.get(type(value), "an object" if isinstance(value, Mapping) else "a number")
-
-
-# ---- rows together ----
-
-
-def _place(rows: Sequence[Row], position: int) -> str:
-    return str(rows[position].get("place") or f"row {position + 1}")
-
-
-def _find_repeats(rows: Sequence[Row], log: FaultLog) -> None:
-    seen: set[tuple[tuple[str, str], ...]] = set()
-    ids: set[str] = set()
-    for position, row in enumerate(rows):
-        messages = row.get("messages")
-        if isinstance(messages, list) and all(isinstance(turn, Mapping) for turn in messages):
-            said = tuple(
-                (str(turn.get("role")), " ".join(str(turn.get("content")).split()))
-                for turn in messages
+        Args:
+            rows: Canonical rows with raw values.
+            keep: Whether to keep their texts, for want of a dataset to draw them from.
+        """
+        digest = self.digest
+        for position, row in enumerate(rows):
+            place = str(row.get("place") or f"row {position + 1}")
+            check_row(
+                row,
+                position,
+                place,
+                self.log,
+                task=digest.task,
+                find_token=self.find_token,
+                token_severity=self.token_severity,
             )
-            if said and said in seen:
-                log.add("D33", _place(rows, position), row=position, of="messages")
-            seen.add(said)
-        name = row.get("id")
-        if name is not None and name in ids:
-            message = "{rows} with an id that an earlier row has, the first {detail}"
-            place = _place(rows, position)
-            log.add("D33", place, row=position, of="id", detail=repr(name), message=message)
-        ids.add(str(name))
+            text = digest.add(row, place)
+            if keep:
+                self.texts.append(text)
+                self.asked.append(question_text(row) if text else "")
+            yield row
+
+    def finish(
+        self,
+        dataset: Dataset | None,
+        *,
+        probes: Iterable[str],
+        group_by: str | None,
+        seen_as: str = "",
+        max_tokens: int | None = None,
+        system: str | None = None,
+    ) -> Audit:
+        """Compare the rows, and gather everything that was found.
+
+        Args:
+            dataset: The rows that went by; None if their texts were kept.
+            probes: See `audit_dataset`.
+            group_by: See `audit_dataset`.
+            seen_as: How the source was understood.
+            max_tokens: See `audit_dataset`.
+            system: See `audit_dataset`.
+        """
+        digest, log = self.digest, self.log
+        exact, near, tokens = 0, None, None
+        if digest.count:
+            exact = across.find_repeats(digest, log)
+            near = self._compare(dataset, tuple(probes))
+            across.find_split_groups(digest, group_by, log)
+            if digest.task != "chat":
+                label_checks.find_mixed_kinds(digest, log)
+                label_checks.find_missing_classes(digest, log)
+            label_checks.find_conflicts(digest, log)
+            if dataset is not None and self.tokenizer is not None and max_tokens is not None:
+                tokens = self._count_tokens(dataset, max_tokens, system)
+        return Audit(
+            source=self.source,
+            row_count=digest.count,
+            findings=log.findings(),
+            rows_by_code=log.rows_by_code(),
+            error_rows=log.rows_by_code("error"),
+            facts=gather_facts(
+                digest,
+                seen_as=seen_as,
+                token_lengths=tokens.lengths if tokens else None,
+                over_limit=tokens.over_limit if tokens else 0,
+                max_tokens=max_tokens,
+                exact=exact,
+                near=near,
+            ),
+        )
+
+    def _compare(self, dataset: Dataset | None, probes: Sequence[str]) -> int | None:
+        """Look for near repeats, leaks and stated labels; give the number of near repeats."""
+        digest, log = self.digest, self.log
+        if digest.task == "image":
+            across.find_leaks(digest, probes, log)
+            return None
+        texts: Sequence[str] = self.texts if dataset is None else RowTexts(dataset)
+        asked: Sequence[str] = self.asked if dataset is None else RowTexts(dataset, question_text)
+
+        def select(rows: list[int]) -> Any:
+            return [asked[row] for row in rows] if dataset is None else dataset.select(rows)
+
+        across.find_leaks(digest, probes, log, select=select)
+        if digest.task != "regress":
+            label_checks.find_stated_labels(digest, asked, log)
+        return across.find_near_repeats(digest, texts, log)
+
+    def _count_tokens(
+        self, dataset: Dataset, max_tokens: int, system: str | None
+    ) -> TokenFacts | None:
+        digest, log, tokenizer = self.digest, self.log, self.tokenizer
+        if digest.task == "image":
+            return None
+        if digest.task != "chat":
+            return check_text_lengths(dataset, digest, tokenizer, max_tokens, log)
+        if not check_template(dataset, digest, tokenizer, log, system=system):
+            return None
+        faulty = {row for rows in log.rows_by_code("error").values() for row in rows}
+        return check_tokens(
+            dataset, digest, tokenizer, max_tokens, log, faulty=faulty, system=system
+        )
 
 
-def normalise(text: str) -> str:
-    """Bring a text to the form in which two count as the same: case, spacing, last mark."""
-    return " ".join(text.casefold().split()).strip(" .?!\"'")
-
-
-def _find_leaks(rows: Sequence[Row], probes: Sequence[str], log: FaultLog) -> None:
-    """Look for training rows that ask what a test row or a probe asks."""
-    tested: dict[str, int] = {}
-    for position, row in enumerate(rows):
-        if row.get("split") == "test" and (asked := _asked(row)):
-            tested.setdefault(asked, position)
-    probed = {normalise(question) for question in probes}
-    for position, row in enumerate(rows):
-        if row.get("split") in ("test", "validation", "control") or not (asked := _asked(row)):
-            continue
-        place = _place(rows, position)
-        if asked in tested:
-            detail = f"the test row at {_place(rows, tested[asked])}"
-            log.add("D34", place, row=position, of="messages", detail=detail)
-        if asked in probed:
-            log.add("D34", place, row=position, of="probes", detail="a probe")
-
-
-def _asked(row: Row) -> str:
-    """Give everything before the last reply, normalised; with the reply if that says too little."""
-    messages = row.get("messages")
-    if not isinstance(messages, list) or not all(isinstance(turn, Mapping) for turn in messages):
-        return ""
-    replies = [i for i, turn in enumerate(messages) if turn.get("role") == "assistant"]
-    if not replies:
-        return ""
-    before = [normalise(str(turn.get("content"))) for turn in messages[: replies[-1]]]
-    # "Hello" may open any number of different conversations.
-    if len(" ".join(before).split()) < 4:
-        before.append(normalise(str(messages[replies[-1]].get("content"))))
-    return "\n".join(before)
-
-
-def _find_split_groups(rows: Sequence[Row], group_by: str | None, log: FaultLog) -> None:
-    splits: dict[str, set[str]] = {}
+def _regroup(rows: Iterable[dict[str, Any]], group_by: str) -> Iterator[dict[str, Any]]:
+    """Put the values of a column in the place of the rows' groups."""
     for row in rows:
-        if row.get("split") and row.get("group"):
-            splits.setdefault(str(row["group"]), set()).add(str(row["split"]))
-    for position, row in enumerate(rows):
-        found = splits.get(str(row.get("group")), set())
-        if len(found) > 1:
-            detail = f"{row['group']!r} in {' and '.join(sorted(found))}"
-            severity: Severity = "information" if group_by is None else "warning"
-            place = _place(rows, position)
-            log.add(
-                "D38", place, row=position, of=group_by or "group", detail=detail, severity=severity
-            )
+        if group_by not in row:
+            raise DataError(f"group_by={group_by!r}: no such column.{near_names(group_by, row)}")
+        yield {**row, "group": row[group_by]}
+
+
+def _undecoded(dataset: Dataset) -> Dataset:
+    """Give images as they lie in their files: the audit compares bytes, not pixels."""
+    import datasets
+
+    for name, feature in dataset.features.items():
+        if isinstance(feature, datasets.Image):
+            dataset = dataset.cast_column(name, datasets.Image(decode=False))
+    return dataset
+
+
+def _task_of(columns: Iterable[str]) -> str:
+    """Tell what rows are for from their columns; rows with neither are for chat, and faulty."""
+    named = set(columns)
+    if "messages" in named:
+        return "chat"
+    if "image" in named:
+        return "image"
+    return ("regress" if "score" in named else "classify") if "text" in named else "chat"

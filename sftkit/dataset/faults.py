@@ -58,9 +58,9 @@ FAULTS: Mapping[str, Fault] = {
         fix='Close it, and double quotes inside a field ("").',
     ),
     "D07": Fault(
-        severity="error",
-        message="one column only; the delimiter looks like {detail}",
-        fix="Save the file with commas (or name a file with tabs .tsv).",
+        severity="warning",
+        message="the delimiter looks like {detail} and the file was read so",
+        fix="Nothing has to be done if that is right; else save the file with commas.",
     ),
     "D08": Fault(
         severity="error",
@@ -77,13 +77,13 @@ FAULTS: Mapping[str, Fault] = {
     ),
     "D11": Fault(
         severity="information",
-        message="{texts} such as {detail}, which other tools read as missing; here a text stays one",
+        message="{texts} such as {detail} that other tools read as missing; here text stays text",
         fix="Nothing has to be done if it is meant as text; leave the field empty if it is not.",
     ),
     "D12": Fault(
         severity="error",
-        message="{rows} without a label{detail}",
-        fix="Write the label, or delete the row: there is nothing to learn in it.",
+        message="{rows} without a {detail}",
+        fix="Fill it in, or delete the row: there is nothing to learn in it.",
     ),
     "D13": Fault(
         severity="warning",
@@ -187,7 +187,7 @@ FAULTS: Mapping[str, Fault] = {
     ),
     "D33": Fault(
         severity="warning",
-        message="word-for-word repeats of an earlier row in {rows}",
+        message="an earlier row repeated, case and spacing aside, in {rows}; the first is {detail}",
         fix="Delete the copies, unless they are meant to count more.",
     ),
     "D34": Fault(
@@ -207,7 +207,7 @@ FAULTS: Mapping[str, Fault] = {
     ),
     "D37": Fault(
         severity="warning",
-        message="{texts} with more than one label, the first {detail}",
+        message="texts with more than one label, in {rows}; the first: {detail}",
         fix="Decide on one label for each text, or delete these rows.",
     ),
     "D38": Fault(
@@ -298,11 +298,16 @@ class FaultLog:
             for (code, of), entry in sorted(self._entries.items())
         )
 
-    def rows_by_code(self) -> dict[str, tuple[int, ...]]:
-        """Give, for each code, the positions of all its rows."""
+    def rows_by_code(self, severity: Severity | None = None) -> dict[str, tuple[int, ...]]:
+        """Give, for each code, the positions of all its rows.
+
+        Args:
+            severity: Only those of findings of this severity; None gives all.
+        """
         found: dict[str, set[int]] = {}
         for (code, _), entry in self._entries.items():
-            found.setdefault(code, set()).update(entry.rows)
+            if severity in (None, entry.severity):
+                found.setdefault(code, set()).update(entry.rows)
         return {code: tuple(sorted(rows)) for code, rows in sorted(found.items())}
 
 

@@ -1,200 +1,209 @@
-"""Read conversations from a catalog name, a file or the hub into one canonical form.
+"""Read examples from a file, a folder, an object, the catalog or the hub into one canonical form.
 
-Reading does not judge the conversations: that is the audit's part.
+Reading does not judge the examples: that is the audit's part.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sftkit import catalog
-from sftkit.dataset.faults import FaultLog, raise_on_errors
-from sftkit.dataset.files import SUFFIXES, RawTable, Row, read_file
-from sftkit.dataset.formats import convert_table, question_key
+from sftkit.dataset.arrow_rows import write_rows
+from sftkit.dataset.faults import raise_on_errors
+from sftkit.dataset.files import open_table
+from sftkit.dataset.folders import SPLIT_WORDS
+from sftkit.dataset.formats import Converted, convert_table
 from sftkit.errors import DataError, near_names
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev", "development"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-    "control": "control",
-}
+    from sftkit.dataset.plans import Task
+
+__all__ = ["Converted", "open_source", "read_dataset", "rows_to_dataset", "write_rows"]
+
+Row = dict[str, Any]
+_VALUES_SHOWN = 6
+
+
+def open_source(
+    source: Any,
+    *,
+    task: Task | None = None,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    encoding: str | None = None,
+) -> Converted:
+    """Open a source for one pass over its canonical rows.
+
+    Args:
+        source: See `read_dataset`.
+        task: chat, classify, regress or image; None takes what the rows are made for.
+        format: A name of `sftkit.dataset.plans.FORMATS`; None finds it by content.
+        columns: Column of each role, such as {"question": "Frage", "answer": "Antwort"}.
+        encoding: Encoding of a text file; None expects UTF-8.
+
+    Returns:
+        The rows, and a log that fills while they are drawn.
+
+    Raises:
+        DataError: There is no such source, task, format or column.
+        FetchError: A catalog dataset that cannot be had.
+    """
+    table = open_table(source, encoding=encoding)
+    return convert_table(table, task=task, format=format, columns=columns)
 
 
 def read_dataset(
-    source: str | Path,
+    source: Any,
     *,
+    task: Task | None = None,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    encoding: str | None = None,
     where: Mapping[str, Sequence[str]] | None = None,
     limit: int | None = None,
     group_by: str | None = None,
     split_by: str | None = None,
 ) -> Dataset:
-    """Read conversations into a dataset with canonical columns.
+    """Read examples into a dataset with canonical columns.
+
+    One pass, in bounded memory: many rows come to lie in a temporary Arrow file.
 
     Args:
-        source: A catalog name, a .jsonl, .json, .csv or .tsv file, or a hub id (owner/name).
+        source: A catalog name; a CSV, TSV, JSON, JSON Lines, Parquet, Arrow or Excel file (the text
+            kinds also in gzip or zstd); a folder of texts or images sorted by label; a hub id
+            (owner/name); a pandas frame; a `datasets` object; or a list of dictionaries.
+        task: chat, classify, regress or image; None takes what the rows are made for.
+        format: A name of `sftkit.dataset.plans.FORMATS`; None finds it by content.
+        columns: Column of each role, such as {"question": "Frage", "answer": "Antwort"}; roles
+            that are not named are guessed.
+        encoding: Encoding of a text file; None expects UTF-8.
         where: Keep only rows whose column has one of these values.
         limit: Keep at most this many rows: the first groups that fit, each whole.
         group_by: Column whose values stay together; None takes the source's own groups, or
-            groups rows that begin with the same question.
+            groups rows that begin with the same question or have the same text.
         split_by: Column that says train, validation, test or control.
 
     Returns:
-        Columns id, messages (list of role and content), group, place, split if known, and every
-        other column of plain values as text. Rows that are not conversations are kept for the
-        audit to report, with messages None.
+        Columns id, group, place, split if known, every other column of plain values as text, and
+        by task: messages (list of role and content); text and label; text and score; image
+        (decoded when it is looked at) and label. Values that are not what their column holds are
+        None, for the audit to report.
 
     Raises:
-        DataError: An unreadable file (with all its findings), a column that is not there, or no
+        DataError: An unreadable source (with all its findings), a column that is not there, or no
             rows left.
         FetchError: A catalog dataset that cannot be had.
     """
-    table = read_table(source)
-    rows = convert_table(table)
-    raise_on_errors(table.log.findings(), source=table.name)
-    rows = _keep_where(rows, where or {}, table.name)
+    opened = open_source(source, task=task, format=format, columns=columns, encoding=encoding)
+    name = opened.name
+    seen: dict[str, None] = {}
+    rows = _note_columns(opened.rows, seen)
+    met: dict[str, dict[str, None]] = {}
+    for column, values in (where or {}).items():
+        met[column] = {}
+        rows = _keep_where(rows, column, values, met[column])
     if group_by is not None:
-        _set_groups(rows, group_by, table.name)
+        rows = _set_groups(rows, group_by)
     if split_by is not None:
-        _set_splits(rows, split_by, table.name)
-    if limit is not None:
-        rows = _take_groups(rows, limit)
-    return rows_to_dataset(rows)
+        rows = _set_splits(rows, split_by, seen, name)
+    dataset = write_rows(rows, opened.task)
+    raise_on_errors(opened.log.findings(), source=name)
+    for column in where or {}:
+        _need_column(seen, column, "where", name)
+    for asked_by, wanted in (("group_by", group_by), ("split_by", split_by)):
+        if wanted is not None:
+            _need_column(seen, wanted, asked_by, name)
+    if len(dataset) == 0:
+        raise DataError(_explain_nothing(where or {}, met, name))
+    return dataset if limit is None else _take_groups(dataset, limit)
 
 
-def read_table(source: str | Path) -> RawTable:
-    """Read raw rows from wherever a source is."""
-    name = str(source)
-    if isinstance(source, str) and source in catalog.names():
-        return _listed_table(name, catalog.dataset_rows(source))
-    path = Path(source).expanduser()
-    if path.suffix.lower() in SUFFIXES or path.is_file():
-        return read_file(path)
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) and not path.exists():
-        return _read_hub(name)
-    raise DataError(
-        f"No dataset {name!r}: not in the catalog, not a file ending in {', '.join(SUFFIXES)}, "
-        f"and not a hub id (owner/name).{near_names(name, catalog.names('dataset'))}"
-    )
+def rows_to_dataset(rows: Iterable[Row]) -> Dataset:
+    """Put canonical conversations into a dataset; see `write_rows`."""
+    return write_rows(rows, "chat")
 
 
-def _listed_table(name: str, rows: Sequence[Row]) -> RawTable:
-    places = tuple(f"row {number}" for number in range(1, len(rows) + 1))
-    return RawTable(name=name, places=places, rows=tuple(rows), log=FaultLog())
+def _note_columns(rows: Iterable[Row], seen: dict[str, None]) -> Iterator[Row]:
+    known: frozenset[str] = frozenset()
+    for row in rows:
+        if not row.keys() <= known:
+            seen.update(dict.fromkeys(row))
+            known = frozenset(seen)
+        yield row
 
 
-def _read_hub(name: str) -> RawTable:
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset(name)
-    except Exception as error:  # the hub library raises dozens of kinds
-        raise DataError(
-            f"The hub dataset {name!r} could not be loaded ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else 'no reason given'}). Check the name "
-            "and the network, or give a file."
-        ) from error
-    rows = [{**row, "split": split} for split in loaded for row in loaded[split]]
-    return _listed_table(name, rows)
-
-
-def _need_column(rows: Sequence[Row], column: str, asked_by: str, name: str) -> None:
-    columns = dict.fromkeys(key for row in rows for key in row if key not in ("messages", "place"))
+def _need_column(seen: Mapping[str, None], column: str, asked_by: str, name: str) -> None:
+    columns = [key for key in seen if key not in ("messages", "place")]
     if column not in columns:
         raise DataError(
             f"{asked_by}={column!r}: {name} has no such column.{near_names(column, columns)}"
         )
 
 
-def _keep_where(rows: list[Row], where: Mapping[str, Sequence[str]], name: str) -> list[Row]:
+def _keep_where(
+    rows: Iterable[Row], column: str, values: Sequence[str], met: dict[str, None]
+) -> Iterator[Row]:
+    wanted = {str(value) for value in ([values] if isinstance(values, str) else values)}
+    for row in rows:
+        value = str(row.get(column))
+        if len(met) <= _VALUES_SHOWN:
+            met[value] = None
+        if value in wanted:
+            yield row
+
+
+def _explain_nothing(
+    where: Mapping[str, Sequence[str]], met: Mapping[str, Mapping[str, None]], name: str
+) -> str:
     for column, values in where.items():
-        _need_column(rows, column, "where", name)
-        kept = [row for row in rows if row.get(column) in values]
-        if not kept:
-            have = dict.fromkeys(str(row.get(column)) for row in rows)
-            raise DataError(
-                f"where={column}: no row of {name} has {' or '.join(map(repr, values))}. It has "
-                f"{', '.join(list(have)[:6])}{' …' if len(have) > 6 else ''}."
+        have = list(met[column])
+        wanted = [values] if isinstance(values, str) else [str(value) for value in values]
+        if not set(have) & set(wanted) or len(where) == 1:
+            more = " …" if len(have) > _VALUES_SHOWN else ""
+            return (
+                f"where={column}: no row of {name} has {' or '.join(map(repr, wanted))}. It has "
+                f"{', '.join(have[:_VALUES_SHOWN])}{more}."
             )
-        rows = kept
-    return rows
+    return f"No row of {name} is left. Loosen where, or check the source."
 
 
-def _set_groups(rows: list[Row], group_by: str, name: str) -> None:
-    _need_column(rows, group_by, "group_by", name)
+def _set_groups(rows: Iterable[Row], group_by: str) -> Iterator[Row]:
     for row in rows:
-        row["group"] = row.get(group_by) or question_key(row["messages"])
+        row["group"] = row.get(group_by) or row["group"]
+        yield row
 
 
-def _set_splits(rows: list[Row], split_by: str, name: str) -> None:
-    _need_column(rows, split_by, "split_by", name)
-    for row in rows:
+def _set_splits(
+    rows: Iterable[Row], split_by: str, seen: Mapping[str, None], name: str
+) -> Iterator[Row]:
+    for number, row in enumerate(rows):
+        if number == 0:
+            _need_column(seen, split_by, "split_by", name)
         said = row.get(split_by)
-        word = _SPLIT_WORDS.get(str(said).strip().lower())
+        word = SPLIT_WORDS.get(str(said).strip().lower())
         if word is None:
             raise DataError(
                 f"{row['place']} · {split_by} · the split is {said!r} · Use train, validation, "
                 "test or control in every row."
             )
         row["split"] = word
+        yield row
 
 
-def _take_groups(rows: list[Row], limit: int) -> list[Row]:
-    sizes: dict[str, int] = {}
-    for row in rows:
-        sizes[row["group"]] = sizes.get(row["group"], 0) + 1
-    taken: set[str] = set()
-    left = limit
-    for group, size in sizes.items():
-        if size > left:
-            break
-        taken.add(group)
-        left -= size
-    if not taken:
-        group, size = next(iter(sizes.items()))
+def _take_groups(dataset: Dataset, limit: int) -> Dataset:
+    """Keep the first groups that fit, each whole; groups count in order of first appearance."""
+    import numpy as np
+    import pyarrow.compute as pc
+
+    coded = pc.dictionary_encode(dataset.data.column("group").combine_chunks())
+    codes = coded.indices.to_numpy(zero_copy_only=False)
+    totals = np.cumsum(np.bincount(codes, minlength=len(coded.dictionary)))
+    fitting = int(np.searchsorted(totals, limit, side="right"))
+    if fitting == 0:
         raise DataError(
-            f"limit={limit} takes whole groups, but the first one ({group}) has {size} rows. Raise "
-            f"limit to {size} or more."
+            f"limit={limit} takes whole groups, but the first one ({coded.dictionary[0]}) has "
+            f"{totals[0]} rows. Raise limit to {totals[0]} or more."
         )
-    return [row for row in rows if row["group"] in taken]
-
-
-def rows_to_dataset(rows: Sequence[Row]) -> Dataset:
-    """Put canonical rows into a dataset.
-
-    Messages that are no list of turns become None, and content that is no text becomes None:
-    Arrow has one type per column. The audit reports both.
-    """
-    import datasets
-
-    text = datasets.Value("string")
-    extras = dict.fromkeys(key for row in rows for key in row if key != "messages")
-    features = dict.fromkeys(extras, text)
-    features["messages"] = [{"role": text, "content": text}]
-    order = ["id", "messages", "group", "place"]
-    order = [key for key in order if key in features] + [key for key in extras if key not in order]
-    columns: dict[str, list[Any]] = {
-        key: [_arrow_messages(r["messages"]) if key == "messages" else r.get(key) for r in rows]
-        for key in order
-    }
-    return datasets.Dataset.from_dict(
-        columns, features=datasets.Features({key: features[key] for key in order})
-    )
-
-
-def _arrow_messages(messages: Any) -> list[Row] | None:
-    if not isinstance(messages, list) or not all(isinstance(turn, Mapping) for turn in messages):
-        return None
-    return [
-        {
-            key: turn.get(key) if isinstance(turn.get(key), str) else None
-            for key in ("role", "content")
-        }
-        for turn in messages
-    ]
+    return dataset if fitting == len(totals) else dataset.select(np.flatnonzero(codes < fitting))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sftkit.errors import SftkitError, near_names
-from sftkit.exercises import notebook_00
+from sftkit.exercises import notebook_00, notebook_01
 from sftkit.exercises.solutions import has_solution, strip_solutions
 from sftkit.exercises.terms import Exercise, Property
 
@@ -34,7 +34,9 @@ State = Literal["unanswered", "right", "wrong"]
 _MARKS: Mapping[State, str] = {"right": "✓", "wrong": "✗", "unanswered": "–"}
 _COLOURS: Mapping[State, str] = {"right": "#0072B2", "wrong": "#D55E00", "unanswered": "#777777"}
 
-EXERCISES: Mapping[str, Exercise] = {one.id: one for one in notebook_00.EXERCISES}
+EXERCISES: Mapping[str, Exercise] = {
+    one.id: one for notebook in (notebook_00, notebook_01) for one in notebook.EXERCISES
+}
 """Every exercise by id: the one registry."""
 
 

@@ -7,46 +7,17 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TypeVar, cast
 
+from sftkit.credentials import CREDENTIALS
 from sftkit.records import Preflight
 
 REDACTED = "[redacted]"
 
-_RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        # Private keys, with their armour.
-        (
-            r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
-            REDACTED,
-        ),
-        # Hugging Face, OpenAI and kin, AWS, GitHub, GitLab, Slack, Google.
-        (r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}", REDACTED),
-        (r"\bsk-(?=[A-Za-z0-9_-]*\d)[A-Za-z0-9_-]{16,}", REDACTED),
-        (r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b", REDACTED),
-        (r"\b(?:gh[pousr]_|github_pat_|glpat-)[A-Za-z0-9_-]{20,}", REDACTED),
-        (r"\bxox[abprs]-[A-Za-z0-9-]{10,}", REDACTED),
-        (r"\bAIza[A-Za-z0-9_-]{35}", REDACTED),
-        # JSON web tokens.
-        (r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?", REDACTED),
-        (
-            r"(?i)(aws_?secret_?access_?key[\"']?\s*[=:]\s*[\"']?)[A-Za-z0-9/+=]{30,}",
-            rf"\1{REDACTED}",
-        ),
-        (
-            r"\b([A-Z][A-Z0-9_]*_(?:TOKEN|KEY|SECRET|PASSWORD)\s*=\s*[\"']?)[^\s\"'\[\\]{8,}",
-            rf"\1{REDACTED}",
-        ),
-        (
-            r"(?i)\b(bearer\s+)(?=[A-Za-z0-9._~+/-]*\d)[A-Za-z0-9._~+/-]{12,}=*",
-            rf"\1{REDACTED}",
-        ),
-        # user:password@ and token@ in front of a host.
-        (r"(?i)\b([a-z][a-z0-9+.-]{1,20}://)[^\s/@\"'<>\\?#]+@", rf"\1{REDACTED}@"),
-        # Home folders name their owner; backslashes are doubled in JSON and repr.
-        (r"(?<![\w.])/(?:home|Users)/[^/\s\"'<>:;,)\\]+", "~"),
-        (r"(?i)\b[a-z]:(?:\\{1,2}|/)Users(?:\\{1,2}|/)[^\\/\s\"'<>:;,)]+", "~"),
-        (r"(?<![\w./])/root(?=/\S)", "~"),
-    )
+_RULES: tuple[tuple[re.Pattern[str], str], ...] = (
+    *((pattern, kept.format(REDACTED)) for pattern, kept in CREDENTIALS),
+    # Home folders name their owner; backslashes are doubled in JSON and repr.
+    (re.compile(r"(?<![\w.])/(?:home|Users)/[^/\s\"'<>:;,)\\]+"), "~"),
+    (re.compile(r"(?i)\b[a-z]:(?:\\{1,2}|/)Users(?:\\{1,2}|/)[^\\/\s\"'<>:;,)]+"), "~"),
+    (re.compile(r"(?<![\w./])/root(?=/\S)"), "~"),
 )
 _Any = TypeVar("_Any")
 
