@@ -35,8 +35,10 @@ _HOME = {
     "audit_file": "dataset.audit",
     "chat_loss": "objectives",
     "check": "exercises",
+    "clean_dataset": "dataset.clean",
     "count_parameters": "adapter",
     "encode_chat": "chat",
+    "encode_dataset": "encoding",
     "encode_rows": "chat",
     "fetch_model": "catalog",
     "load_adapter": "adapter",
@@ -53,6 +55,7 @@ _HOME = {
     "read_dataset": "dataset.read",
     "save_adapter": "adapter",
     "show_mask": "show",
+    "show_template": "show",
     "split_dataset": "dataset.split",
 }
 
@@ -73,8 +76,10 @@ __all__ = [
     "audit_file",
     "chat_loss",
     "check",
+    "clean_dataset",
     "count_parameters",
     "encode_chat",
+    "encode_dataset",
     "encode_rows",
     "fetch_model",
     "load_adapter",
@@ -91,6 +96,7 @@ __all__ = [
     "read_dataset",
     "save_adapter",
     "show_mask",
+    "show_template",
     "split_dataset",
 ]
 

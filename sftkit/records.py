@@ -322,7 +322,8 @@ class Preflight:
         supervised_tokens: Of these, tokens learned from.
         steps: Optimizer steps that will be run.
         longest: Longest example in tokens.
-        refused: Rows that could not be encoded, and why.
+        refused: Rows that could not be encoded, and why: the first twenty.
+        refused_rows: All rows that could not be encoded.
         example_tokens: One example, token by token, as text.
         example_supervised: Which of these tokens are learned from.
     """
@@ -334,6 +335,7 @@ class Preflight:
     steps: int
     longest: int
     refused: tuple[Refused, ...]
+    refused_rows: int
     example_tokens: tuple[str, ...]
     example_supervised: tuple[bool, ...]
 

@@ -8,32 +8,29 @@ import importlib.metadata
 import json
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftkit import catalog
-from sftkit.errors import DataError, EncodeError, SettingsError
+from sftkit.errors import SettingsError
 from sftkit.evidence.exam import make_exam, score_base
 from sftkit.evidence.learning import heldout_examples
+from sftkit.prepare import PreparedData, prepare_data
 from sftkit.records import (
     Answer,
-    ChoiceItem,
     Cost,
-    DataFacts,
     Encoded,
     Environment,
     Finding,
     Preflight,
-    Refused,
     RunRecord,
     Step,
     TrainRecord,
     to_json,
 )
 from sftkit.settings import (
-    DataSettings,
     Recipe,
     load_recipe,
     recipe_from_dict,
@@ -44,11 +41,8 @@ from sftkit.settings import (
 
 if TYPE_CHECKING:
     import torch
-    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-    from sftkit.chat import EncodedRows
-    from sftkit.dataset.split import Splits
     from sftkit.evidence.exam import Outcome
     from sftkit.model import DtypeChoice
     from sftkit.progress import Watcher
@@ -65,29 +59,6 @@ PACKAGES = (
 )
 HELDOUT_CURVE_ITEMS = 32
 """Validation examples measured at each point of the learning curve."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreparedData:
-    """A recipe's examples: audited, divided, encoded.
-
-    Attributes:
-        splits: Rows per split.
-        train: Encoded training examples, replayed ones included.
-        replayed: How many of these are replayed ones.
-        validation: Encoded validation examples.
-        refused: Training rows that could not be encoded.
-        findings: What the audit found.
-        facts: Origin, counts and licence.
-    """
-
-    splits: Splits
-    train: tuple[Encoded, ...]
-    replayed: int
-    validation: tuple[Encoded, ...]
-    refused: tuple[Refused, ...]
-    findings: tuple[Finding, ...]
-    facts: DataFacts
 
 
 @dataclass
@@ -296,192 +267,6 @@ def write_run(record: RunRecord, answers: Sequence[Answer], folder: str | Path) 
     write_report(clean, folder)
 
 
-def prepare_data(
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase,
-    probes: Mapping[str, Sequence[ChoiceItem]],
-    *,
-    note: Callable[[str], None] = lambda text: None,
-) -> PreparedData:
-    """Read, audit, divide and encode a recipe's examples.
-
-    Args:
-        recipe: Its data settings decide.
-        tokenizer: The model's tokenizer.
-        probes: Questions per probe; none of them may stand in the training rows.
-        note: Told what is slow and what was left out.
-
-    Raises:
-        DataError: Errors in the data, all of one pass; or nothing is left to train on.
-    """
-    from sftkit.dataset import audit, read, split
-
-    settings = recipe.data
-    dataset = read.read_dataset(
-        settings.source,
-        task=settings.task,
-        format=settings.format,
-        columns=settings.columns,
-        encoding=settings.encoding,
-        where=settings.where,
-        limit=settings.limit,
-        group_by=settings.group_by,
-        split_by=settings.split_by,
-    )
-    marked = split.mark_splits(dataset, settings)
-    found = audit.audit_dataset(
-        marked,
-        tokenizer,
-        [item.question for items in probes.values() for item in items],
-        group_by=settings.group_by,
-        source=settings.source,
-    )
-    if settings.faulty_rows == "drop":
-        marked, dropped = audit.drop_faulty(marked, found)
-        if dropped:
-            note(f"{len(dropped)} rows with errors were left out (data.faulty_rows: drop)")
-    else:
-        audit.raise_on_errors(found.findings, source=settings.source)
-    return encode_splits(
-        recipe, dataset, split.take_splits(marked, settings), tokenizer, findings=found.findings
-    )
-
-
-def encode_splits(
-    recipe: Recipe,
-    dataset: Dataset,
-    splits: Splits,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    findings: Sequence[Finding] = (),
-) -> PreparedData:
-    """Mix in replayed examples, encode what trains and what chooses, and keep the facts.
-
-    Args:
-        recipe: Its data settings decide.
-        dataset: The rows as read, for their fingerprint.
-        splits: The same rows, divided.
-        tokenizer: The model's tokenizer.
-        findings: What the audit found.
-
-    Raises:
-        DataError: No training row could be encoded.
-    """
-    from sftkit.chat import encode_rows
-    from sftkit.dataset import balance, split
-
-    settings = recipe.data
-
-    def encode(rows: Iterable[Mapping[str, Any]]) -> EncodedRows:
-        return encode_rows(rows, tokenizer, max_tokens=settings.max_tokens, system=settings.system)
-
-    own = balance.balance_rows(splits.train, settings)
-    replays_passages = settings.replay in catalog.names("passages")
-    replays_rows = settings.replay is not None and not replays_passages
-    training = replay_rows(own, tokenizer, settings) if replays_rows else own
-    encoded = encode(training)
-    if not encoded.examples:
-        reasons = "; ".join(refusal.reason for refusal in encoded.refused[:3])
-        raise DataError(f"No training row could be encoded: {reasons}", tuple(findings))
-    replayed = replay_passages(recipe, encoded.examples, tokenizer) if replays_passages else ()
-    terms = catalog.entry(settings.source) if settings.source in catalog.names() else None
-    return PreparedData(
-        splits=splits,
-        train=(*encoded.examples, *replayed),
-        replayed=len(training) - len(own) + len(replayed),
-        validation=encode(splits.validation).examples,
-        refused=encoded.refused,
-        findings=tuple(findings),
-        facts=DataFacts(
-            source=settings.source,
-            fingerprint=split.fingerprint(dataset),
-            counts={name: count for name, count in splits.counts().items() if count},
-            groups={name: count for name, count in splits.group_counts().items() if count},
-            licence=terms.licence if terms else "not stated",
-            notice=terms.notice if terms else "",
-            findings=tuple(findings),
-        ),
-    )
-
-
-def replay_rows(
-    train: Dataset, tokenizer: PreTrainedTokenizerBase, settings: DataSettings
-) -> Dataset:
-    """Mix general conversations into the training rows, by the share the settings say.
-
-    Raises:
-        DataError: There are too few conversations for the share.
-    """
-    from sftkit.chat import encode_chat
-    from sftkit.dataset import balance, read
-
-    def count_tokens(row: Mapping[str, Any]) -> int:
-        turns, most = row["messages"], settings.max_tokens
-        try:
-            encoded = encode_chat(turns, tokenizer, max_tokens=most, system=settings.system)
-        except EncodeError:
-            return 0
-        return len(encoded.input_ids)
-
-    return balance.mix_replay(
-        train,
-        read.read_dataset(settings.replay or ""),
-        settings.replay_share,
-        settings.seed,
-        count_tokens=count_tokens if settings.replay_unit == "tokens" else None,
-    )
-
-
-def replay_passages(
-    recipe: Recipe, beside: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase
-) -> tuple[Encoded, ...]:
-    """Encode the passages that are replayed beside training examples."""
-    from sftkit.evidence.perplexity import encode_passages
-
-    def encode(texts: Sequence[str]) -> tuple[Encoded, ...]:
-        return encode_passages(texts, tokenizer, max_tokens=recipe.data.max_tokens)
-
-    def count_tokens(text: str) -> int:
-        return sum(len(example.input_ids) for example in encode([text]))
-
-    if recipe.data.replay_unit == "rows":
-        return encode(replayed_passages(recipe, len(beside)))
-    tokens = sum(len(example.input_ids) for example in beside)
-    return encode(replayed_passages(recipe, tokens, count_tokens=count_tokens))
-
-
-def replayed_passages(
-    recipe: Recipe, beside: int, *, count_tokens: Callable[[str], int] | None = None
-) -> list[str]:
-    """Choose passages to replay: never one of those that measure drift.
-
-    Args:
-        recipe: Its data settings name the passages and their share.
-        beside: Training examples they are mixed with; their tokens if `count_tokens` is given.
-        count_tokens: Counts a passage's tokens, for a share of tokens.
-
-    Raises:
-        DataError: There are too few passages for the share.
-    """
-    from sftkit.dataset.balance import take_tokens
-
-    settings, tested = recipe.data, recipe.evaluate
-    measured = set(catalog.passages(tested.drift_source, tested.drift_passages))
-    free = [text for text in catalog.passages(settings.replay or "") if text not in measured]
-    # From the end, so that a larger drift measurement does not change what is replayed.
-    if count_tokens is not None:
-        lengths = map(count_tokens, reversed(free))
-        taken = take_tokens(lengths, settings.replay_share, beside=beside)
-        return [free[-1 - place] for place in reversed(taken)]
-    wanted = round(beside * settings.replay_share / (1 - settings.replay_share))
-    if wanted > len(free):
-        raise DataError(
-            f"replay_share={settings.replay_share:g} beside {beside} examples needs {wanted} "
-            f"passages of {settings.replay}, and {len(free)} are free. Lower data.replay_share."
-        )
-    return free[len(free) - wanted :]
-
-
 def make_preflight(
     recipe: Recipe, data: PreparedData, tokenizer: PreTrainedTokenizerBase
 ) -> Preflight:
@@ -501,6 +286,7 @@ def make_preflight(
         steps=len(steps),
         longest=summary.longest,
         refused=data.refused[:20],
+        refused_rows=data.refused_rows,
         example_tokens=token_texts(example.input_ids, tokenizer),
         example_supervised=tuple(label >= 0 for label in example.labels),
     )
@@ -577,7 +363,7 @@ def _tell_preflight(
     note(
         f"{preflight.rows} rows ({preflight.replayed} replayed), {preflight.tokens} tokens per "
         f"epoch, {preflight.supervised_tokens} of them supervised ({share:.0%}); "
-        f"{len(preflight.refused)} rows refused"
+        f"{preflight.refused_rows} rows refused"
     )
     for refusal in preflight.refused[:3]:
         note(f"refused: {refusal.reason}")

@@ -169,6 +169,7 @@ def sample_record(**changes: Any) -> RunRecord:
         preflight=Preflight(
             rows=384, replayed=96, tokens=20_412, supervised_tokens=6_310, steps=113, longest=187,
             refused=(Refused(row=17, reason="612 prompt + 90 answer tokens exceed 512."),),
+            refused_rows=1,
             example_tokens=TOKENS,
             example_supervised=(False,) * (len(TOKENS) - 4) + (True,) * 4,
         ),

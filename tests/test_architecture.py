@@ -69,6 +69,8 @@ MAY_IMPORT = {
     "progress": NOUNS | {"plots"},
     "report": NOUNS | {"plots", "panels", "show"},
     "exercises": NOUNS,
+    # The data half of a run, so that each half can be read in one sitting.
+    "prepare": NOUNS | {"dataset", "chat", "encoding", "evidence"},
     "run": EVERYTHING - {"cli"},
     "cli": EVERYTHING,
     "__init__": set(),  # public names load late, by the table in it
@@ -79,7 +81,6 @@ LONG = {
     "settings": "every default in one place, with its documentation",
     "records": "every record in one place, with its documentation",
     "catalog": "the table, the fetch and the readers of named data",
-    "run": "the one place that composes stages",
 }
 LONGEST = 420
 LONGEST_WITH_REASON = 620

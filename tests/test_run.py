@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from sftkit.errors import DataError, SettingsError, TrainError
+from sftkit.prepare import prepare_data
 from sftkit.records import load_run
-from sftkit.run import find_recipe, prepare_data, run
+from sftkit.run import find_recipe, run
 from sftkit.settings import DataSettings, Recipe, load_recipe, recipe_from_dict
 
 COLOURS = ["red", "blue", "green", "pink", "grey", "gold", "teal", "plum", "rust", "lime"]

@@ -10,7 +10,7 @@ import torch
 from sftkit.adapter import adapter_scaled, attach_adapter, weaken_adapter
 from sftkit.errors import DataError
 from sftkit.forward import last_logits_only, output_head
-from sftkit.run import replayed_passages
+from sftkit.prepare import replayed_passages
 from sftkit.settings import AdapterSettings, Recipe, recipe_from_dict
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])

@@ -158,7 +158,7 @@ assert not both, f"control facts were trained: {both}"
 
 # %%
 from sftkit import show_mask
-from sftkit.run import encode_splits
+from sftkit.prepare import encode_splits
 
 data = encode_splits(recipe, dataset, splits, tokenizer, findings=audit.findings)
 example = data.train[0]
@@ -191,7 +191,7 @@ assert summary.rows_without_supervision == 0, "some rows teach nothing"
 answers = summary.rows - data.replayed
 assert summary.end_of_turn_supervised == answers, "some answers lost the end of their turn"
 print(f"{answers} of {answers} questions teach their answer and its end")
-print(f"{len(data.refused)} rows refused, {data.replayed} general passages mixed in")
+print(f"{data.refused_rows} rows refused, {data.replayed} general passages mixed in")
 
 # %% [markdown]
 # ### Exercise 00.1
