@@ -1,4 +1,4 @@
-"""A recipe to a finished run: the only place that composes stages."""
+"""A recipe to a finished run: where stages are put together (the data half is `prepare`)."""
 
 from __future__ import annotations
 
