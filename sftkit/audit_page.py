@@ -44,10 +44,12 @@ _STYLE = """
 .sftkit-audit svg{display:block;width:100%;max-width:300px;height:auto;color:inherit}
 .sftkit-audit svg text{font-size:11px;fill:currentColor}
 .sftkit-audit .scroll{overflow-x:auto}
-.sftkit-audit table{border-collapse:collapse;width:100%;font-size:13px;margin:6px 0}
-.sftkit-audit th,.sftkit-audit td{text-align:left;vertical-align:top;padding:6px 10px 6px 0;
- border-bottom:1px solid var(--rule);overflow-wrap:anywhere;white-space:normal;background:none}
-.sftkit-audit th,.sftkit-audit td.word{white-space:nowrap;overflow-wrap:normal}
+.sftkit-audit .scroll table{border-collapse:collapse;table-layout:auto;width:100%;font-size:13px;
+ margin:6px 0}
+.sftkit-audit .scroll th,.sftkit-audit .scroll td{text-align:left;vertical-align:top;
+ padding:6px 10px 6px 0;border-bottom:1px solid var(--rule);overflow-wrap:anywhere;
+ white-space:normal;background:none}
+.sftkit-audit .scroll th,.sftkit-audit .scroll td.word{white-space:nowrap;overflow-wrap:normal}
 .sftkit-audit td.where{min-width:11em;max-width:20em}
 .sftkit-audit td.field{min-width:6em;max-width:12em}
 .sftkit-audit td.what{min-width:15em}

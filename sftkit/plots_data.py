@@ -171,6 +171,7 @@ def plot_leak(effect: LeakEffect) -> Figure:
                 ha="center",
                 color=color,
                 weight="bold",
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
             )
             words.append(
                 f"{' '.join(name.split())}: mean change {signed(change.delta, 2)}, 95 % interval "
@@ -189,16 +190,16 @@ def plot_leak(effect: LeakEffect) -> Figure:
 
 
 def _say_leak(effect: LeakEffect) -> str:
-    others = f"the others by {signed(effect.on_clean.delta, 2)}{_unsure(effect.on_clean)}"
-    return (
-        f"The leak moved the loss of leaked questions by {signed(effect.on_leaked.delta, 2)} nats"
-        f"{_unsure(effect.on_leaked)}, {others}"
-    )
+    leaked = f"The leak moved the loss of leaked questions by {_say_change(effect.on_leaked)}"
+    if effect.on_leaked.ci95[1] < 0:
+        leaked = f"Questions that leaked look {-effect.on_leaked.delta:.2f} nats better"
+    return f"{leaked}; the others moved by {_say_change(effect.on_clean)}"
 
 
-def _unsure(change: Change) -> str:
+def _say_change(change: Change) -> str:
     low, high = change.ci95
-    return " (cannot be told from 0)" if low <= 0 <= high else ""
+    unsure = ", not to be told from 0" if low <= 0 <= high else ""
+    return f"{signed(change.delta, 2)} nats{unsure}"
 
 
 def _draw_bars(axes: Axes, values: Histogram, limit: int | None) -> None:

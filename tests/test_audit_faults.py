@@ -248,3 +248,155 @@ def test_faults_in_the_last_rows_of_a_long_file_keep_their_line_numbers(tmp_path
     where = {f.code: f.where for f in audit.findings if f.code in ("D14", "D23")}
     assert audit.row_count == 3002
     assert where == {"D23": ("long.csv:6002",), "D14": ("long.csv:6003",)}
+
+
+def find_one(path: Any, code: str, of: str | None = None, **options: Any) -> Any:
+    """Audit a file; give its one finding of a code (and field)."""
+    audit = audit_file(path, **options)
+    found = [f for f in audit.findings if f.code == code and of in (None, f.field)]
+    assert len(found) == 1, [str(f) for f in audit.findings]
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "code", "where", "message", "fix"),
+    [
+        ("a.csv", "question,answer\na b,c\n".encode("utf-16-le"), "D02", ("a.csv",),
+         "without its byte-order mark", "utf-16-le"),
+        ("a.jsonl", chat(GOOD).decode().encode("utf-16-be"), "D02", ("a.jsonl",),
+         "without its byte-order mark", "utf-16-be"),
+        ("a.tsv", b"text\tlabel\na\tx\nb\ty\tz\nc\ty\n", "D04", ("a.tsv:3",), "3, the header 2",
+         "hold tabs"),
+        ("a.csv", b"text,label\na,x,\nb,y,\n", "D04", ("a.csv:2", "a.csv:3"), "2 rows",
+         "Delete commas at the end of the line"),
+        ("a.csv", b"Export of May\ntext,label\na,x\nb,y\n", "D04",
+         ("a.csv:2", "a.csv:3", "a.csv:4"), "3 rows", "such as a title"),
+        ("a.csv", b"text,label\nfine\rday,pos\nbad,neg\ngood,pos\n", "D04", ("a.csv:2",),
+         "1 row with a line end (a lone carriage return) in a field without quotes", "space for"),
+        ("a.csv", b"text,text,text,label\na,b,c,x\nb,c,d,y\n", "D08", ("a.csv:1",),
+         "column 'text' stands 3 times", "Rename"),
+        ("a.jsonl", chat({"meta": {"ids": [1, 10**30]}, "messages": GOOD}), "D13",
+         ("a.jsonl:1",), "the first 1000000000000000000000000000000", "quotes"),
+        ("a.csv", table(*LABELLED, ("It rang", "b\x07d")), "D14", ("a.csv:6",), "1 row", "Remove"),
+        ("a.jsonl", b"{'question': 'a', 'answer': 'b'}", "D15", ("a.jsonl:1",),
+         "single quotes, where JSON wants double ones, at column 2", "line"),
+        ("a.jsonl", b'{"question": "a", "answer": "b",}', "D15", ("a.jsonl:1",),
+         "a comma before }, where JSON has none", "line"),
+        ("a.jsonl", b'{"question": "a\tb", "answer": "c"}', "D15", ("a.jsonl:1",),
+         r"JSON wants \t or \n, at column 16", "line"),
+        ("a.jsonl", b'{"question": "a", "answer": "b"},\n', "D15", ("a.jsonl:1",),
+         "a comma after the object", "line"),
+        ("a.jsonl", (json.dumps(GOOD) + "\n" + json.dumps(GOOD)).encode(), "D15",
+         ("a.jsonl:1", "a.jsonl:2"), 'write {"messages": [turns]}', "line"),
+        ("a.csv", b"question,answer\na b,c\nd\xed\xa0\xbd e,f\n", "D17", ("a.csv:3",), r"\ud83d",
+         "whole character"),
+        ("a.csv", table(*[(f"Lamp {n} broke too soon", ("bad", "good")[n % 2])
+         for n in range(8)]), "D22:header", ("a.csv:2",),
+         "'bad', taken for a column, comes again", "names of the columns"),
+        ("a.csv", table(*LABELLED, ("It rang", "Good")), "D18", ("a.csv:6",),
+         "differ in case only, in 1 row; the first: 'Good' beside 'good'", "in one way"),
+        ("a.csv", table(("text", "score"), *[(f"Row {n}", f"{n},5") for n in range(4)]), "D18",
+         ("a.csv:2", "a.csv:3", "a.csv:4"), "the first is '0,5'", "not a comma"),
+        ("a.jsonl", chat(turns("u:Why so?", "a:\u200b")), "D23", ("a.jsonl:1",), "1 row", "Write"),
+        ("a.jsonl", chat({"question": "Which?", "answer": ["a", "b"]}), "D26", ("a.jsonl:1",),
+         "in several parts; the first: turn 2", "as one text"),
+        ("a.jsonl", chat(GOOD, turns("u:[INST] Why?", "a:So.")), "D31", ("a.jsonl:2",),
+         "what looks like a control token in 1 row; the first: [INST]", "Remove it"),
+        ("a.csv", table(*LABELLED, *LABELLED[:1], ("It rang", "good")), "D33", ("a.csv:6",),
+         "the header again, in 1 row", "Delete"),
+        ("a.csv", table(("question", "answer", "split"), ("Who sells the lamps?", "We", "train"),
+         ("Who sells the lamps?", "We", "eval")), "D34", ("a.csv:2",), "validation", "Delete"),
+    ],
+)  # fmt: skip
+def test_files_of_strangers_get_code_place_and_a_remedy_that_fits(
+    name, data, code, where, message, fix, tmp_path
+):
+    path = tmp_path / name
+    path.write_bytes(data)
+    finding = find_one(path, *code.split(":"))
+    assert finding.where == where
+    assert message in finding.message
+    assert fix in finding.fix
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_with_its_encoding_named_a_file_has_no_finding_about_it(encoding, tmp_path):
+    path = tmp_path / "a.csv"
+    text = table(*LABELLED).decode()
+    path.write_bytes(text.encode(encoding))
+    audit = audit_file(path, encoding=encoding)
+    assert (audit.row_count, [f.code for f in audit.findings]) == (4, ["D22"])
+
+
+def test_numbers_that_excel_has_rounded_are_named(tmp_path):
+    import pandas as pd
+
+    path = tmp_path / "a.xlsx"
+    rows = [(10**15 - 1, "Good", "pos"), (1234567890123456789, "Bad", "neg")]
+    pd.DataFrame(rows, columns=["id", "text", "label"]).to_excel(path, index=False)
+    finding = find_one(path, "D13", "id")
+    assert finding.where == ("a.xlsx row 3",)
+    assert "over 15 digits" in finding.message
+    assert "as text" in finding.fix
+
+
+@pytest.mark.parametrize(
+    ("data", "task", "message", "fix"),
+    [
+        (table(("width", "kind"), *[(n / 7, "ab"[n % 2]) for n in range(9)]), None,
+         "no text with a label", "scikit-learn"),
+        (table(("Höhe", "Breite"), ("1,5", "2,5"), ("0,3", "7,1")), None, "only numbers",
+         "scikit-learn"),
+        (table(*LABELLED), "regress", "no column of numbers that is plainly the score",
+         "--column score="),
+        (table(*LABELLED), "image", "no column of images", "one folder for each label"),
+        (table(("messages",), (json.dumps(GOOD),)), "classify",
+         "conversations in the column 'messages', which are for chat", "Leave the task out"),
+    ],
+)  # fmt: skip
+def test_a_table_for_another_task_is_refused_with_what_to_do(data, task, message, fix, tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(data)
+    finding = find_one(path, "D25", task=task)
+    assert message in finding.message
+    assert fix in finding.fix
+
+
+CLEAN = {
+    "operators of functional code": chat(turns("u:Pipe it?", "a:x |> f\ntext <| g <| y |> h")),
+    "dates and numbers as answers": b"question,answer\nWhen?,1969-07-20\nHow many?,3\nAnd?,12 %\n",
+    "labels behind a space": b"text,label\nGood day, pos\nBad day, neg\nFine day,pos\n",
+    "a table with braces": b"text,label\n{rows} good,{a}\n{0} bad,{b}\n{},{a}\n",
+}
+
+
+@pytest.mark.parametrize("name", CLEAN)
+def test_a_sound_file_of_a_stranger_raises_no_alarm(name, tmp_path):
+    path = tmp_path / ("a.jsonl" if CLEAN[name].startswith(b"{") else "a.csv")
+    path.write_bytes(CLEAN[name])
+    assert [str(f) for f in audit_file(path).findings if f.severity != "information"] == []
+
+
+def test_typed_cells_are_taken_as_the_text_they_show(tmp_path):
+    import datetime
+    import decimal
+
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sheet = tmp_path / "a.xlsx"
+    rows = [("When was it?", datetime.datetime(1969, 7, 20)), ("Who was it?", "Neil")]
+    pd.DataFrame(rows, columns=["question", "answer"]).to_excel(sheet, index=False)
+    assert audit_file(sheet).errors == ()
+    path = tmp_path / "a.parquet"
+    columns = {
+        "text": pa.array([b"good", b"bad", "schön".encode()]),  # as Spark may write it
+        "score": pa.array([decimal.Decimal(n) for n in ("1.50", "2.25", "0.10")]),
+    }
+    pq.write_table(pa.table(columns), path)
+    audit = audit_file(path)
+    assert (audit.row_count, audit.errors) == (3, ())
+    columns["label"] = pa.array([decimal.Decimal(n) for n in (1, 0, 1)])
+    pq.write_table(pa.table({name: columns[name] for name in ("text", "label")}), path)
+    assert audit_file(path).errors == ()

@@ -169,6 +169,7 @@ def test_a_workbook_that_understates_its_size_is_read_whole(tmp_path):
         ("a.dat", TABLE.replace(",", ";"), "read as CSV with ';' between columns"),
         ("table", TABLE, "read as CSV"),
         ("a.txt", TABLE.replace(",", "\t"), "read as TSV (tabs)"),
+        ("a.json", TABLE, "read as CSV"),
     ],
 )
 def test_content_decides_what_a_file_is_and_what_was_read_is_said(name, data, said, tmp_path):
@@ -296,6 +297,8 @@ def test_files_named_by_split_are_one_table(tmp_path):
         ("a.zip", b"PK\x03\x04nonsense", "zip archive. Unpack it"),
         ("a.parquet.gz", gzip.compress(b"PAR1nonsense"), "of kind parquet inside gzip. Unpack it"),
         ("a.txt", b"Once upon a time\nthere was\n", "neither a table nor JSON Lines"),
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+        ("a.csv", b"<!DOCTYPE html>\n<html><body>404", "a web page"),
     ],
 )
 def test_what_is_no_table_is_refused_by_what_it_is(name, data, words, tmp_path):
@@ -306,6 +309,7 @@ def test_what_is_no_table_is_refused_by_what_it_is(name, data, words, tmp_path):
 def test_a_path_that_leads_nowhere_is_refused_in_words(tmp_path):
     (tmp_path / "empty").mkdir()
     put(tmp_path, "other/a.bin", b"x")
+    put(tmp_path, "tables/tickets.csv", TABLE)
     for source, words in [
         (tmp_path / "missing.csv", "No such file"),
         (tmp_path / "missing", "No such file"),
@@ -313,6 +317,12 @@ def test_a_path_that_leads_nowhere_is_refused_in_words(tmp_path):
         (tmp_path / "empty", "holds nothing that is read.*It is empty"),
         (tmp_path / "other", "holds nothing that is read.*a.bin"),
         ("owner/name", "no file or folder 'owner/name', and the hub dataset"),
+        (str(tmp_path / "other" / "b.csv"), "No such file.*Check the path"),
+        (str(tmp_path / "nowhere" / "b.csv"), "There is no folder .*nowhere either"),
+        (str(tmp_path / "tables" / "ticket.csv"), "Did you mean 'tickets.csv'"),
+        ("", "is no source"),
+        ("-", "standard input is not read"),
+        ("https://example.org/a.csv", "is an address.*Download the file"),
         ("a\0b.csv", "cannot be read"),
         (3, "int is no source of rows"),
     ]:
@@ -545,6 +555,12 @@ def test_deep_nesting_is_a_finding(depth, tmp_path):
     rows, _, findings = draw(put(tmp_path, "a.jsonl", text))
     assert rows[-1] == {"a": 1}
     assert [f.code for f in findings] == ([] if depth == 500 else ["D15"])
+
+
+def test_an_object_nested_as_deeply_as_can_be_read_is_read(tmp_path):
+    text = '{"a": ' * 900 + "1" + "}" * 900
+    rows, _, findings = draw(put(tmp_path, "a.jsonl", text + '\n{"a": 1}\n'))
+    assert (len(rows), findings) == (2, ())
 
 
 def test_a_number_of_five_thousand_digits_is_kept_as_text(tmp_path):

@@ -481,3 +481,26 @@ def test_the_fingerprint_of_an_image_is_its_content_and_not_its_path(tmp_path):
     beside = {"bytes": None, "path": str(tmp_path / "cat.png")}
     assert of(inside) == of(beside)
     assert of(inside) != of({"bytes": b"dog", "path": None})
+
+
+def test_group_by_rules_also_where_reading_did_not_group_by_it():
+    customers = [f"c{n % 12}" for n in range(40)]
+    dataset = make_dataset(FORTY, customer=customers)
+    asked = DataSettings(
+        source="x", group_by="customer", test_fraction=0.3, validation_fraction=0.3
+    )
+
+    splits = split_dataset(dataset, asked)
+
+    parts = [set(part["customer"]) for part in (splits.train, splits.validation, splits.test)]
+    assert (sum(map(len, parts)), set(splits.train["group"])) == (12, parts[0])
+    with pytest.raises(DataError, match=r"group_by='custmer'.*Did you mean 'customer'"):
+        split_dataset(dataset, DataSettings(source="x", group_by="custmer"))
+
+
+def test_a_row_without_a_value_to_group_by_keeps_its_own_group():
+    dataset = make_dataset(["g1", "g2", "g3"], customer=["c1", None, ""])
+
+    marked = mark_splits(dataset, DataSettings(source="x", group_by="customer"))
+
+    assert list(marked["group"]) == ["c1", "g2", "g3"]

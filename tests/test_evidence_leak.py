@@ -53,10 +53,13 @@ def test_the_figure_says_what_the_leak_moved_and_what_cannot_be_told():
     figure = plot_leak(measure_leak(CLEAN, LEAKY, overlap(0, 2), groups=GROUPS))
     said = " ".join(alt_text(figure).split())
     assert said == (
-        "The leak moved the loss of leaked questions by −1.50 nats, the others by 0.00 (cannot be "
-        "told from 0). leaked (2 questions): mean change −1.50, 95 % interval −2.00 to −1.00. not "
+        "Questions that leaked look 1.50 nats better; the others moved by 0.00 nats, not to be "
+        "told from 0. leaked (2 questions): mean change −1.50, 95 % interval −2.00 to −1.00. not "
         "leaked (2 questions): mean change 0.00, 95 % interval −0.10 to +0.10."
     )
     (axes,) = figure.axes
+    nothing = plot_leak(measure_leak(CLEAN, CLEAN[::-1], overlap(0, 1), groups=GROUPS))
+    words = "The leak moved the loss of leaked questions by 0.00 nats, not to be told from 0; the"
+    assert alt_text(nothing).startswith(words)
     assert "nats per token" in axes.get_xlabel()
     assert [np.shape(dots.get_offsets()) for dots in axes.collections] == [(2, 2), (2, 2)]

@@ -133,6 +133,7 @@ def _find_held_out(digest: RowDigest, train: NDArray[Any], name: str, log: Fault
     held = int(np.isin(asked[tested], asked[rows]).sum())
     first = int(tested[asked[tested] == asked[rows[0]]][0])
     field = {"chat": "messages", "image": "image"}.get(digest.task, "text")
+    says = {"chat": "asks", "image": "shows"}.get(digest.task, "says")
     for row in rows.tolist():
         log.add(
             "D34",
@@ -144,7 +145,7 @@ def _find_held_out(digest: RowDigest, train: NDArray[Any], name: str, log: Fault
             severity="error" if name == "test" else "warning",
             message=(
                 f"train holds {held:,} of {len(tested):,} {name} rows ({held / len(tested):.1%}), "
-                "in {rows}; the first asks the same as {detail}: scores would be invalid"
+                f"in {{rows}}; the first {says} the same as {{detail}}: scores would be invalid"
             ),
         )
 

@@ -311,6 +311,8 @@ class _Pass:
             if digest.task != "chat":
                 label_checks.find_mixed_kinds(digest, log)
                 label_checks.find_missing_classes(digest, log)
+                if digest.task != "regress":
+                    label_checks.find_twin_spellings(digest, log)
             label_checks.find_conflicts(digest, log)
             if dataset is not None and self.tokenizer is not None and max_tokens is not None:
                 tokens = self._count_tokens(dataset, max_tokens, system)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 BATCH_ROWS = 1000
+EXACT_IN_EXCEL = 10**15
+"""Whole numbers below it keep all their digits (Excel's limit is 15 of them)."""
 SHEET_BYTES = 1 << 30
 """Unpacked bytes of an Excel file up to which it is read."""
 
@@ -87,7 +89,7 @@ def _arrow_rows(
             batch = next(batches, None)
             if batch is None:
                 return
-            columns = [batch.column(i).to_pylist() for i in range(batch.num_columns)]
+            columns = [_as_plain(batch.column(i)).to_pylist() for i in range(batch.num_columns)]
         except Exception as error:  # Arrow raises a dozen kinds on damaged bytes
             log.add(
                 "D15",
@@ -104,6 +106,21 @@ def _arrow_rows(
             for column, labels in class_names.items():
                 row[column] = _class_name(row[column], labels)
             yield f"{name} row {number}", row
+
+
+def _as_plain(column: pyarrow.Array) -> pyarrow.Array:
+    """Give decimals as numbers, and bytes as text where they are text (as Spark may write it)."""
+    import pyarrow as pa
+
+    kind: pa.DataType | None = None
+    if pa.types.is_decimal(column.type):
+        kind = pa.float64() if column.type.scale > 0 else pa.int64()
+    elif pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        kind = pa.large_string()
+    try:
+        return column if kind is None else column.cast(kind)
+    except pa.ArrowInvalid:  # bytes of an image; a number over 64 bits
+        return column
 
 
 def _class_names(schema: pyarrow.Schema) -> dict[str, list[str]]:
@@ -229,6 +246,20 @@ def read_excel(path: Path, log: FaultLog) -> Iterator[tuple[str, Row]]:
         book.close()
 
 
+def _log_rounded(value: float, column: str, place: str, row: int, log: FaultLog) -> None:
+    if float(value).is_integer():
+        log.add(
+            "D13",
+            place,
+            row=row,
+            of=column,
+            detail=str(value),
+            message="{rows} with a whole number of over 15 digits, the first {detail}: Excel "
+            "rounds it",
+            fix="Format the column as text before the numbers are put in, or export as CSV.",
+        )
+
+
 def _plain(message: str) -> str:
     """Keep braces of a user's words out of the filling-in of messages."""
     return message.replace("{", "{{").replace("}", "}}")
@@ -269,5 +300,8 @@ def _sheet_rows(
         row = dict(zip(header, values, strict=True))
         if any(isinstance(value, str) and value in MISSING_WORDS for value in values):
             log_missing_words(row.items(), place, given, log)
+        for column, value in row.items():
+            if type(value) in (int, float) and abs(value) >= EXACT_IN_EXCEL:
+                _log_rounded(value, column, place, given, log)
         given += 1
         yield place, row

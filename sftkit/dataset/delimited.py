@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +19,7 @@ MISSING_WORDS = frozenset(
 )
 """Texts that pandas.read_csv takes for missing values (its documentation, parameter na_values)."""
 _MARKS = (",", "\t", ";", "|")
+_MARK_WORDS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars (|)"}
 _PROBED = 50
 
 Row = dict[str, Any]
@@ -41,6 +42,7 @@ def read_delimited(
     first = list(itertools.islice(lines, _PROBED))
     delimiter = choose_delimiter(first, expected)
     header: list[str] = []
+    as_written: list[str] = []
     checks: list[tuple[str, int]] = []
     given = 0
     for line, fields in _records(itertools.chain(first, lines), delimiter, name, log):
@@ -49,10 +51,15 @@ def read_delimited(
             header = name_columns(fields, place, log)
             if expected and delimiter != expected:
                 log.add("D07", place, detail="a tab" if delimiter == "\t" else repr(delimiter))
-            width = len(header)
+            width, as_written = len(header), fields
             continue
         if len(fields) != width:
-            log_width(fields, header, place, log)
+            log_width(fields, header, place, log, delimiter=delimiter)
+            continue
+        if fields == as_written:
+            message = "the header again, in {rows} that were left out"
+            fix = "Delete these lines; files were put together, it seems."
+            log.add("D33", place, of="header", message=message, fix=fix)
             continue
         if not MISSING_WORDS.isdisjoint(fields):
             log_missing_words(zip(header, fields, strict=True), place, given, log)
@@ -123,8 +130,10 @@ def log_unreadable(error: str, line: int, spans_lines: bool, name: str, log: Fau
         message = "a quote inside a quoted field is not doubled on line {detail}"
         log.add("D06", place, of="quote", detail=str(line), message=message)
     else:
-        message = "a carriage return inside the line: {detail}"
-        log.add("D04", place, of="line", detail=error, message=message)
+        # Of the csv module's faults only a lone carriage return is left.
+        message = "{rows} with a line end (a lone carriage return) in a field without quotes"
+        fix = "Put the field into double quotes, or write a space for the line end."
+        log.add("D04", place, of="line", message=message, fix=fix)
 
 
 def choose_delimiter(lines: Sequence[str], expected: str) -> str:
@@ -171,22 +180,48 @@ def _widths(lines: Sequence[str], mark: str) -> list[int]:
 
 def name_columns(fields: Sequence[Any], place: str, log: FaultLog) -> list[str]:
     """Give every column a name of its own; names that stand twice are logged."""
+    given = ["" if value is None else str(value).strip() for value in fields]
+    for name, count in Counter(filter(None, given)).items():
+        if count > 1:
+            often = "twice" if count == 2 else f"{count} times"
+            message = f"column {{detail}} stands {often} in the header"
+            log.add("D08", place, of=name, detail=repr(name), message=message)
     names: list[str] = []
-    for number, value in enumerate(fields, start=1):
-        name = "" if value is None else str(value).strip()
-        if name and name in names:
-            log.add("D08", place, of=name, detail=repr(name))
-        name = name or f"column {number}"
+    for number, written in enumerate(given, start=1):
+        name = written or f"column {number}"
         while name in names:
             name = f"{name} ({number})"
         names.append(name)
     return names
 
 
-def log_width(fields: Sequence[Any], header: Sequence[str], place: str, log: FaultLog) -> None:
-    """Note a row that has more or fewer fields than the header."""
+def log_width(
+    fields: Sequence[Any],
+    header: Sequence[str],
+    place: str,
+    log: FaultLog,
+    *,
+    delimiter: str = "",
+) -> None:
+    """Note a row that has more or fewer fields than the header.
+
+    Args:
+        fields: Of the row.
+        header: Names of the columns.
+        place: Of the row.
+        log: Takes the finding.
+        delimiter: What stands between fields; empty for the cells of a sheet.
+    """
     if len(fields) > len(header):
-        log.add("D04", place, detail=f"{len(fields)}, the header {len(header)}")
+        mark = _MARK_WORDS.get(delimiter, repr(delimiter))
+        fix = f"Put fields that hold {mark} into double quotes."
+        if len(header) == 1:
+            fix = "Delete what stands above the header, such as a title; it must come first."
+        elif not delimiter:
+            fix = "Give the further cells a header, or empty them."
+        elif not any(fields[len(header) :]):
+            fix = f"Delete {mark} at the end of the line: nothing stands behind."
+        log.add("D04", place, detail=f"{len(fields)}, the header {len(header)}", fix=fix)
     else:
         log.add("D05", place, detail=repr(header[len(fields)]))
 

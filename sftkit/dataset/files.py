@@ -35,6 +35,11 @@ _FOREIGN = {
     b"\xd0\xcf\x11\xe0": "an Excel file in the format before 2007, or an encrypted one; save it "
     "as .xlsx without a password",
     b"SQLite format 3": "a SQLite database; export the table as CSV",
+    b"version https://git-lfs": "a pointer of Git LFS and not the file itself; fetch that with "
+    "git lfs pull",
+    b"<!DOCTYPE html": "a web page (an error or a login instead of the file?); download it again",
+    b"<!doctype html": "a web page (an error or a login instead of the file?); download it again",
+    b"<html": "a web page (an error or a login instead of the file?); download it again",
     b"BZh": "packed with bzip2; unpack it, or pack it with gzip or zstd",
     b"\xfd7zXZ": "packed with xz; unpack it, or pack it with gzip or zstd",
     b"7z\xbc\xaf": "a 7z archive; unpack it",
@@ -86,6 +91,8 @@ def open_table(source: Any, *, encoding: str | None = None) -> RawTable:
     name = str(source)
     if isinstance(source, str) and source in catalog.names():
         return _listed(name, catalog.dataset_rows(source), "row")
+    if isinstance(source, str) and (advice := _explain_no_path(source)):
+        raise DataError(f"{name!r} is {advice}")
     path = Path(source).expanduser()
     try:
         if path.is_dir():
@@ -93,7 +100,9 @@ def open_table(source: Any, *, encoding: str | None = None) -> RawTable:
         is_there = path.exists()
     except (OSError, ValueError) as error:
         raise DataError(f"{name!r} cannot be read ({error}).") from error
-    if is_there or path.suffix.lower() in SUFFIXES or isinstance(source, Path):
+    if not is_there and (path.suffix.lower() in SUFFIXES or isinstance(source, Path)):
+        raise DataError(f"{path} cannot be read (No such file or directory).{_near_files(path)}")
+    if is_there:
         return _open_file(path, encoding)
     if _HUB_ID.fullmatch(name):
         return _open_hub(name)
@@ -102,6 +111,29 @@ def open_table(source: Any, *, encoding: str | None = None) -> RawTable:
         f"(owner/name). Files end in {', '.join(SUFFIXES)}."
         f"{near_names(name, catalog.names('dataset'))}"
     )
+
+
+def _explain_no_path(source: str) -> str:
+    """Say what a source is that is no path, and what to do; nothing for one that may be."""
+    if not source.strip():
+        return "no source: give a file, a folder, a catalog name or a hub id."
+    if source == "-":
+        return "no file: standard input is not read. Write it to a file first, and give that."
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source):
+        return "an address, and nothing is downloaded from it. Download the file, and give that."
+    return ""
+
+
+def _near_files(path: Path) -> str:
+    """Name what a wrong path may have meant, as the tail of a message."""
+    if not path.parent.is_dir():
+        return f" There is no folder {path.parent} either: check the path."
+    try:
+        beside = [file.name for file in path.parent.iterdir()]
+    except OSError:
+        beside = []
+    near = near_names(path.name, beside)
+    return near if "Did you mean" in near else " Check the path."
 
 
 def _open_object(source: Any) -> RawTable:
@@ -256,7 +288,7 @@ def _rows_of_lines(
             _note_kind(file, _READ_AS[".json" if whole else ".jsonl"], log)
         read = read_json_document if whole else read_json_lines
         yield from read(everything, name, log)
-    elif named_lines or suffix == ".json":
+    elif (named_lines or suffix == ".json") and not _is_table_after_all(first):
         yield from read_json_lines(everything, name, log)
     elif promised:
         yield from read_delimited(everything, name, promised, log)
@@ -282,6 +314,12 @@ def _first_lines(lines: Iterator[str]) -> tuple[list[str], bool]:
         if length >= _FIRST_CHARACTERS and len(first) > 1:
             return first, False
     return first, True
+
+
+def _is_table_after_all(lines: Sequence[str]) -> bool:
+    """Say whether the lines of what is called JSON are a table: all divided alike, no braces."""
+    begins = {line.lstrip()[:1] for line in lines}
+    return not begins & {"{", "[", "]", "}", '"'} and bool(choose_delimiter(lines, ""))
 
 
 def _is_json_after_all(filled: Sequence[str]) -> bool:

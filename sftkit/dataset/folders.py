@@ -17,8 +17,10 @@ LONGEST_TEXT = 1 << 24
 """Bytes of a text file in a folder of texts."""
 SPLIT_WORDS: Mapping[str, str] = {
     **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev", "development"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(
+        ("validation", "valid", "val", "dev", "development", "eval", "evaluation"), "validation"
+    ),
+    **dict.fromkeys(("test", "testing", "holdout", "held-out", "held_out"), "test"),
     "control": "control",
 }
 

@@ -6,10 +6,11 @@ or from what the user says. Values are passed on unjudged: that is the audit's p
 
 from __future__ import annotations
 
+import datetime
 import decimal
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,9 +99,13 @@ def convert_table(
     if isinstance(plan, NoPlan):
         rows = _refuse(everything, plan, table.log, has_rows=bool(first))
         return Converted(name=table.name, task=task or "chat", log=table.log, seen_as="", rows=rows)
+    _check_header(plan, first, table.log)
     if plan.is_news:
         message = "seen as {detail}" + (" and converted to messages" * (plan.task == "chat"))
-        fix = "Nothing has to be done if that is right; otherwise say columns=, format= or task=."
+        fix = (
+            "Nothing has to be done if that is right; otherwise say columns=, format= or task= "
+            "(--column, --as-format, --task)."
+        )
         table.log.add("D22", first[0][0], detail=plan.seen_as, message=message, fix=fix)
     return Converted(
         name=table.name,
@@ -109,6 +114,24 @@ def convert_table(
         seen_as=plan.seen_as,
         rows=_convert_rows(everything, plan, table),
     )
+
+
+def _check_header(plan: Plan, first: Sequence[tuple[str, Row]], log: FaultLog) -> None:
+    """Log a table whose first line is a row: a name of a column then stands below it too."""
+    for column in plan.columns.values():
+        if sum(row.get(column) == column for _, row in first) > 1:
+            message = "the first line looks like a row: {detail}, taken for a column, comes again"
+            fix = "Put a line with the names of the columns first."
+            detail = repr(column)
+            log.add(
+                "D22",
+                first[0][0],
+                of="header",
+                detail=detail,
+                severity="warning",
+                message=message,
+                fix=fix,
+            )
 
 
 def _refuse(
@@ -166,13 +189,13 @@ def _reader(plan: Plan, columns: Mapping[str, str], table: RawTable) -> Read:
     if plan.task == "classify":
         text, label = columns["text"], columns["label"]
         return lambda raw, place, row: {
-            "text": raw.get(text),
-            "label": _known(raw.get(label)),
+            "text": _as_words(raw.get(text)),
+            "label": _label(raw.get(label)),
         }
     if plan.task == "regress":
         text, score = columns["text"], columns["score"]
         return lambda raw, place, row: {
-            "text": raw.get(text),
+            "text": _as_words(raw.get(text)),
             "score": _known(raw.get(score)),
         }
     if "messages" in columns:
@@ -191,27 +214,45 @@ def _reader(plan: Plan, columns: Mapping[str, str], table: RawTable) -> Read:
     return read_pair
 
 
+def _label(value: Any) -> Any:
+    """Give a label; the space after a comma would make a class of its own."""
+    return value.strip() if isinstance(value, str) else _known(value)
+
+
 def _known(value: Any) -> Any:
     return None if is_nan(value) else value
 
 
 def _pair(asked: Any, answered: Any, system: Any) -> Any:
-    if isinstance(answered, list) and isinstance(asked, list):
+    if _are_turns(answered) and _are_turns(asked):
         turns = _read_turns(asked + answered, None)
-    elif isinstance(answered, list) and len(answered) > 1:  # the whole conversation
+    elif _are_turns(answered) and len(answered) > 1:  # the whole conversation
         turns = _read_turns(answered, None)
     else:
-        if isinstance(answered, list) and answered and isinstance(answered[0], Mapping):
+        if _are_turns(answered):
             answered = answered[0].get("content")
         turns = [_turn("user", asked), _turn("assistant", answered)]
     return [_turn("system", system), *turns] if system else turns
 
 
+def _are_turns(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(t, Mapping) for t in value)
+
+
 def _turn(role: Any, content: Any) -> Row:
-    if type(content) is str:
-        return {"role": role, "content": content}
-    plain = isinstance(content, int | float | decimal.Decimal) and not is_nan(content)
-    return {"role": role, "content": str(content) if plain else _known(content)}
+    return {"role": role, "content": _as_words(content)}
+
+
+def _as_words(value: Any) -> Any:
+    """Write a number or date as text, since a cell of a sheet may be one; leave all else."""
+    if type(value) is str:
+        return value
+    if isinstance(value, datetime.datetime) and value.time() == datetime.time():
+        value = value.date()  # Excel has no dates without a time
+    plain = int | float | decimal.Decimal | datetime.date | datetime.time
+    if isinstance(value, plain) and not is_nan(value):
+        return str(value)
+    return _known(value)
 
 
 def _read_turns(value: Any, system: Any) -> Any:
@@ -253,7 +294,7 @@ def _image_reader(columns: Mapping[str, str], table: RawTable) -> Read:
             )
             value = None
         group = hashlib.sha256(content).hexdigest()[:12] if isinstance(content, bytes) else ""
-        values = {"image": value, "label": _known(raw.get(label))}
+        values = {"image": value, "label": _label(raw.get(label))}
         return values | ({"group": f"i-{group}"} if group else {})
 
     return read_image

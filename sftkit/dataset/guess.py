@@ -24,7 +24,8 @@ FEW_NUMBERS = 20
 """Distinct whole numbers up to which a column is a label and not a score."""
 _LABEL_CHARACTERS = 40
 _CODED = re.compile(r"\s*\[\s*\{")
-_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
+_NUMBER = re.compile(r"\s*[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?\s*%?\s*")
+"""Also with a comma or as a percentage: a score written so has to be repaired, but is no text."""
 _DATE = re.compile(r"\s*(\d{4}-\d\d?-\d\d?|\d\d?[./]\d\d?[./]\d{2,4})")
 _IMAGE = re.compile(r"[^\n]{1,500}\.(png|jpe?g|gif|bmp|webp|tiff?)", re.IGNORECASE)
 _LINK = re.compile(r"\s*https?://\S+\s*")
@@ -110,7 +111,9 @@ def _describe(name: str, values: Iterable[Any]) -> Column:
     written = [text for text in texts if _is_number_text(text)]
     others = [text for text in texts if not _is_number_text(text)]
     plain = [text for text in others if not (_DATE.match(text) or _LINK.fullmatch(text[:2000]))]
-    numbers = [float(v) for v in known if is_number(v)] + [float(text) for text in written]
+    numbers = [float(v) for v in known if is_number(v)] + [
+        float(text.rstrip("% ").replace(",", ".")) for text in written
+    ]
     lists = [v for v in known if is_turns(v)]
     coded = [text for text in texts if _CODED.match(text)]
     whole = bool(numbers) and all(number.is_integer() for number in numbers)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from sftkit.dataset.faults import FaultLog
+from sftkit.dataset.folders import SPLIT_WORDS
 from sftkit.errors import DataError
 
 Row = dict[str, Any]
@@ -18,7 +19,6 @@ LONGEST_ITEM = 1 << 26
 _PIECE = 1 << 20
 _UNREADABLE = object()
 _SPEAKERS = {"role", "from"}
-_SPLIT_NAMES = {"train", "training", "validation", "valid", "val", "dev", "test", "testing"}
 _BLANK = re.compile(r"[ \t\r\n\ufeff]*")
 
 
@@ -75,10 +75,11 @@ def read_json_lines(lines: Iterable[str], name: str, log: FaultLog) -> Iterator[
         except (ValueError, RecursionError) as error:
             log.add("D15", place, detail=_explain(error, line, number))
             continue
-        if line[end:].strip():
-            log.add("D15", place, detail=f"more text after the object, at column {end + 1}")
+        if rest := line[end:].strip():
+            what = "a comma" if rest == "," else "more text"
+            log.add("D15", place, detail=f"{what} after the object, at column {end + 1}")
         elif type(value) is not dict:
-            log.add("D15", place, detail=f"{_kind(value)} where an object is expected")
+            log.add("D15", place, detail=_explain_kind(value))
         elif _is_sound(value, line, parser.twins, place=place, position=given, log=log):
             given += 1
             yield place, value
@@ -95,7 +96,15 @@ def _explain(error: Exception, text: str, line: int) -> str:
         written = text.rstrip()
         column = len(written) - written.rfind("\n")
         return f"line {line} is cut off at column {column} (partial download?)"
-    return f"{error.msg} at column {error.colno}"
+    mark = text[error.pos : error.pos + 1]
+    words = error.msg.removesuffix(" at")
+    if words == "Invalid control character":
+        words = "a raw tab or line end inside a text, where JSON wants \\t or \\n,"
+    elif mark == "'" and words.startswith("Expecting"):
+        words = "single quotes, where JSON wants double ones,"
+    elif mark in ("]", "}") and text[: error.pos].rstrip()[-1:] == ",":
+        words = f"a comma before {mark}, where JSON has none,"
+    return f"{words} at column {error.colno}"
 
 
 def _is_sound(
@@ -112,10 +121,27 @@ def _is_sound(
     for key, value in row.items():
         if type(value) is int and not -(2**63) <= value < 2**63:
             row[key] = str(value)
+        elif type(value) is dict and (long := _find_long(value)):
+            log.add("D13", place, row=position, of=key, detail=long)
+            continue
         elif not (isinstance(value, str) and len(value) >= 4000 and value.lstrip("-").isdigit()):
             continue
         log.add("D13", place, row=position, of=key, detail=row[key][:40])
     return True
+
+
+def _find_long(value: Any) -> str:
+    """Give the first whole number over 64 bits inside an object, or nothing."""
+    left = [value]  # no recursion: objects may be nested as deeply as the parser allows
+    while left:
+        one = left.pop()
+        if type(one) is dict:
+            left.extend(reversed(one.values()))
+        elif type(one) is list:
+            left.extend(reversed(one))
+        elif type(one) is int and not -(2**63) <= one < 2**63:
+            return str(one)[:40]
+    return ""
 
 
 def find_half_character(value: Any) -> str:
@@ -245,7 +271,7 @@ def read_json_document(lines: Iterable[str], name: str, log: FaultLog) -> Iterat
     for number, (line, row, source) in enumerate(items, start=1):
         place = f"{name} row {number}"
         if type(row) is not dict:
-            log.add("D15", place, detail=f"{_kind(row)} where an object is expected")
+            log.add("D15", place, detail=_explain_kind(row))
             continue
         fault_place = f"{name}:{line}" if parser.twins else place
         if _is_sound(row, source, parser.twins, place=fault_place, position=given, log=log):
@@ -337,7 +363,7 @@ def unwrap_rows(value: Any) -> list[Any]:
     if not isinstance(value, dict) or not value:
         return [value]
     lists = {key: inner for key, inner in value.items() if _is_row_list(inner)}
-    if lists and all(key.lower() in _SPLIT_NAMES for key in value) and len(lists) == len(value):
+    if lists and all(key.lower() in SPLIT_WORDS for key in value) and len(lists) == len(value):
         return [
             {"split": key, **row} if isinstance(row, dict) else row
             for key, rows in lists.items()
@@ -376,6 +402,17 @@ def _column_values(value: Any) -> list[Any] | None:
 def _skip_blank(text: str, at: int) -> int:
     found = _BLANK.match(text, at)
     return found.end() if found else at
+
+
+def _explain_kind(value: Any) -> str:
+    said = f"{_kind(value)} where an object is expected"
+    return f'{said}; write {{"messages": [turns]}}' if _are_turns(value) else said
+
+
+def _are_turns(value: Any) -> bool:
+    return isinstance(value, list) and any(
+        isinstance(v, dict) and _SPEAKERS & set(v) for v in value
+    )
 
 
 def _kind(value: Any) -> str:

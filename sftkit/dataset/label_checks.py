@@ -59,6 +59,32 @@ def find_mixed_kinds(digest: RowDigest, log: FaultLog) -> None:
         log.add("D18", place, row=row, of="label", detail=detail, severity=severity)
 
 
+def find_twin_spellings(digest: RowDigest, log: FaultLog) -> None:
+    """Log labels that differ from a more frequent one in case only; each would be a class."""
+    import numpy as np
+
+    label = np.asarray(digest.label)
+    counts = np.bincount(label, minlength=len(digest.labels.texts) + 1)
+    usual: dict[str, int] = {}
+    for code in (np.argsort(-counts[1:], kind="stable") + 1).tolist():
+        usual.setdefault(digest.labels.texts[code - 1].casefold(), code)
+    first = set(usual.values())
+    twins = [code for code in range(1, len(counts)) if code not in first]
+    for row in np.flatnonzero(np.isin(label, twins)).tolist() if twins else ():
+        said = digest.labels.texts[label[row] - 1]
+        other = digest.labels.texts[usual[said.casefold()] - 1]
+        log.add(
+            "D18",
+            digest.places[row],
+            row=row,
+            of="spelling",
+            detail=f"{kinds.shown(said)} beside {kinds.shown(other)}",
+            severity="warning",
+            message="labels that differ in case only, in {rows}; the first: {detail}",
+            fix="Write all of them in one way: each spelling would be a class of its own.",
+        )
+
+
 def find_missing_classes(digest: RowDigest, log: FaultLog) -> None:
     """Log a dataset with one class only, and classes that a split lacks."""
     import numpy as np
@@ -141,7 +167,9 @@ def find_conflicts(digest: RowDigest, log: FaultLog) -> None:
         severity, detail = "information", place
         fix = "Nothing has to be done if each reply is a good one."
     else:
-        count = say_count(len(texts), "text")
+        what = "image" if digest.task == "image" else "text"
+        fix = f"Decide on one {of} for each {what}, or delete these rows."
+        count = say_count(len(texts), what)
         message = f"{count} with more than one {of}, in {{rows}}; the first: {{detail}}"
         detail = f"{_said(digest, first)} here, {_said(digest, other)} at {place}"
     for row in rows.tolist():

@@ -210,12 +210,26 @@ def read_lines(file: ByteFile, *, encoding: str | None = None) -> Iterator[str]:
         encoding = "utf-32" if head.startswith(_UTF32_MARKS) else "utf-16"
         message = f"begins with a {encoding.upper()} byte-order mark"
         file.log.add("D02", file.name, message=message)
+    elif encoding is None and (order := _order_of_zeros(head)):
+        encoding = f"utf-16-{order}"
+        message = "looks like UTF-16 without its byte-order mark"
+        fix = f"Save the file again as UTF-8, or pass encoding={encoding!r} (--encoding)."
+        file.log.add("D02", file.name, message=message, fix=fix)
     lone_returns = b"\r" in head and b"\n" not in head
     by_bytes = encoding is None or _keeps_ascii(encoding)
     if by_bytes and not lone_returns:
         yield from _decode_lines(file, encoding or "utf-8", skip)
     else:
         yield from _decode_stream(file, encoding or "utf-8")
+
+
+def _order_of_zeros(head: bytes) -> str:
+    """Say in which order UTF-16 without a mark has its bytes; nothing for other text."""
+    half = len(head) // 2
+    even, odd = head[0::2].count(0), head[1::2].count(0)
+    if half < 2 or max(even, odd) * 2 < half or min(even, odd) * 20 > max(even, odd):
+        return ""
+    return "le" if odd > even else "be"
 
 
 def _keeps_ascii(encoding: str) -> bool:
@@ -232,11 +246,26 @@ def _decode_lines(file: ByteFile, encoding: str, offset: int) -> Iterator[str]:
         try:
             line = raw.decode(encoding)
         except UnicodeDecodeError as error:
+            if encoding == "utf-8" and (half := _find_raw_half(raw)):
+                file.log.add("D17", f"{file.name}:{number}", detail=half)
+                offset += len(raw)
+                yield raw.decode("utf-8", "replace")
+                continue
             guess = guess or _guess_encoding(raw + file.stream.peek(1))
             _log_undecodable(file, encoding, number, offset + error.start, guess)
             line = raw.decode("latin-1" if guess != "cp1252" else guess, "replace")
         offset += len(raw)
         yield line
+
+
+def _find_raw_half(raw: bytes) -> str:
+    """Give the half character of a line that would be UTF-8 but for it, or nothing."""
+    try:
+        text = raw.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return ""
+    half = re.search(r"[\ud800-\udfff]", text)
+    return half[0].encode("unicode_escape").decode() if half else ""
 
 
 def _decode_stream(file: ByteFile, encoding: str) -> Iterator[str]:
@@ -252,6 +281,8 @@ def _decode_stream(file: ByteFile, encoding: str) -> Iterator[str]:
     except UnicodeError as error:
         message = f"not {encoding.upper()} after line {number}: {{detail}}"
         detail = getattr(error, "reason", str(error))
+        if "BOM" in detail:
+            message = f"not {encoding.upper()}: it begins without a byte-order mark"
         place = f"{file.name}:{number + 1}"
         file.log.add("D01", place, of="file", detail=detail, message=message)
     finally:

@@ -77,6 +77,17 @@ _PAIRS = (
 )
 
 
+_SAY_COLUMNS = (
+    'Say what the columns are, with columns={"question": …, "answer": …}, {"text": …, '
+    '"label": …} or {"text": …, "score": …} (--column question=…).'
+)
+_SAY_IMAGES = (
+    "Put the images into one folder for each label, or say "
+    'columns={"image": …, "label": …} (--column image=…).'
+)
+_FOR_NUMBERS = "For a table of numbers take scikit-learn or gradient boosting; they will do better."
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """How a table is to be read.
@@ -101,10 +112,7 @@ class NoPlan:
     """Why nothing can be learned from a table as it is, and what to do."""
 
     reason: str
-    fix: str = (
-        'Say what the columns are, with columns={"question": …, "answer": …}, {"text": …, '
-        '"label": …} or {"text": …, "score": …}.'
-    )
+    fix: str = _SAY_COLUMNS
 
 
 def plan_by_rows(found: Columns, task: Task | None) -> Plan | NoPlan:
@@ -156,17 +164,19 @@ def _plan_open(found: Columns) -> Plan | NoPlan:
 
 def _nothing(found: Columns) -> NoPlan:
     needs = "; ".join(" + ".join(pair) for pair in (("messages",), *_PAIRS[:4], ("text", "label")))
-    return NoPlan(
-        f"no conversation in the columns {_list(found)}, and no text with a label or score. "
-        f"Expected for example one of: {needs}"
-    )
+    reason = f"no conversation in the columns {_list(found)}, and no text with a label or score"
+    # Numbers beside short words, such as measurements of flowers and their kind.
+    numbers = any(c.is_numeric for c in usable_columns(found))
+    if numbers and not any(c.is_text and c.spaced > 0.5 for c in found.values()):
+        return NoPlan(reason, f"{_FOR_NUMBERS} If a column does hold text: {_SAY_COLUMNS}")
+    return NoPlan(f"{reason}. Expected for example one of: {needs}")
 
 
 def _only_numbers(found: Columns) -> NoPlan:
     return NoPlan(
         f"only numbers in the columns {_list(found)}: no conversation, text or image to learn "
         "from. This kit fine-tunes models of text and images",
-        "For a table of numbers take scikit-learn or gradient boosting; they will do better.",
+        _FOR_NUMBERS,
     )
 
 
@@ -244,7 +254,12 @@ def _plan_label_as_answer(found: Columns) -> Plan | None:
 
 def _plan_target(found: Columns, task: Task | None) -> Plan | NoPlan:
     """Choose text and label or score; several that would do are not chosen from."""
-    text = find_role("text", found, ())
+    turns, text = find_turns(found), find_role("text", found, ())
+    if turns is not None and task is not None:
+        return NoPlan(
+            f"conversations in the column {turns.name!r}, which are for chat and not to {task}",
+            f"Leave the task out, or name the columns. {_SAY_COLUMNS}",
+        )
     if text is None:
         return _nothing(found)
     roles = {"classify": ("label",), "regress": ("score",)}.get(str(task), ("label", "score"))
@@ -266,6 +281,11 @@ def _plan_target(found: Columns, task: Task | None) -> Plan | NoPlan:
     others = [
         c.name for c in usable_columns(found) if c.name != text and (c.is_label or c.is_numeric)
     ]
+    if task == "regress":
+        return NoPlan(
+            f"text in the column {text!r}, but no column of numbers that is plainly the score",
+            'Name it, with columns={"score": …} (--column score=…), or take another task.',
+        )
     if others:
         return NoPlan(
             f"text in the column {text!r}, but no conversation, and any of {_list(others)} could "
@@ -280,13 +300,12 @@ def _plan_target(found: Columns, task: Task | None) -> Plan | NoPlan:
 def _plan_images(found: Columns) -> Plan | NoPlan:
     column = find_image(found)
     if column is None:
-        return NoPlan(f"no column of images among {_list(found)}")
+        return NoPlan(f"no column of images among {_list(found)}", _SAY_IMAGES)
     label = find_role("label", found, (column.name,))
     if label is None:
         return NoPlan(
             f"images in the column {column.name!r}, but no label",
-            "Put the images into one folder for each label, or say "
-            'columns={"image": …, "label": …}.',
+            _SAY_IMAGES,
         )
     words = f"image column {column.name!r}, label column {label!r}"
     return Plan(

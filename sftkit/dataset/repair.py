@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from sftkit.dataset.personal import find_personal, mask_spans
+from sftkit.dataset.row_checks import LIKE_CONTROL
 
 Repair = Callable[[str], "tuple[str, dict[str, str]]"]
 """Gives the repaired text and, by reason, what was done in words; nothing when it was sound."""
 
-_LIKE_CONTROL = r"<\|[A-Za-z0-9_ ]{2,30}\|>"
-"""What control tokens look like in most chat models, where no tokenizer is known."""
 _BREAKS = re.compile(r"[\x0b\x0c\x85]")
 _CONTROL = re.compile(r"\x1b\[[0-9;]{0,20}[A-Za-z]|[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff]")
 """Terminal colours, control characters, byte-order marks. Joiners stay: emoji and scripts of
@@ -100,7 +99,7 @@ def fix_encoding(text: str) -> str:
 
 def _token_pattern(tokenizer: Any) -> re.Pattern[str] | None:
     if tokenizer is None:
-        return re.compile(_LIKE_CONTROL)
+        return LIKE_CONTROL
     from sftkit.dataset.token_checks import control_tokens
 
     return any_of(control_tokens(tokenizer))

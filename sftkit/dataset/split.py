@@ -93,6 +93,7 @@ def mark_splits(dataset: Dataset, settings: DataSettings) -> Dataset:
     """Write into a column `split` where `split_dataset` would put every row."""
     import pyarrow as pa
 
+    dataset = _with_groups(dataset, settings)
     if settings.split_by:
         places = _named_splits(dataset, settings)
     elif settings.time_by:
@@ -104,6 +105,22 @@ def mark_splits(dataset: Dataset, settings: DataSettings) -> Dataset:
     if "split" in dataset.column_names:
         dataset = dataset.remove_columns("split")
     return with_column(dataset, "split", pa.array(SPLITS).take(pa.array(places)))
+
+
+def _with_groups(dataset: Dataset, settings: DataSettings) -> Dataset:
+    """Let `group_by` rule where reading has not grouped by it; rows without a value keep theirs."""
+    import pyarrow.compute as pc
+
+    if settings.group_by in (None, "group"):
+        return dataset
+    column = str(settings.group_by)
+    need_column(dataset, column, "group_by")
+    groups = read_column(dataset, "group")
+    asked = read_column(dataset, column).cast(groups.type)
+    wanted = pc.if_else(pc.equal(pc.fill_null(asked, ""), ""), groups, asked)
+    if pc.all(pc.equal(wanted, groups)).as_py() is not False:
+        return dataset
+    return with_column(dataset.remove_columns("group"), "group", wanted)
 
 
 def take_splits(marked: Dataset, settings: DataSettings) -> Splits:
