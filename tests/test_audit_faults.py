@@ -400,3 +400,27 @@ def test_typed_cells_are_taken_as_the_text_they_show(tmp_path):
     columns["label"] = pa.array([decimal.Decimal(n) for n in (1, 0, 1)])
     pq.write_table(pa.table({name: columns[name] for name in ("text", "label")}), path)
     assert audit_file(path).errors == ()
+
+
+def test_fifty_megabytes_with_faults_in_the_last_rows_are_audited_in_one_pass(tmp_path):
+    path = tmp_path / "big.csv"
+    line = "what about a question that goes on for a while?," + "and a long answer too " * 8 + "\n"
+    two_lines = '"a question\nover two lines?","an answer, quoted"\n'  # lines 2 and 3
+    count = 230_000
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.write("question,answer\n" + two_lines)
+        for _ in range(count // 1000):
+            file.write(line * 1000)
+        file.write("how so?,\n" + "one,two,three\n" + "short\n" + "why?,\x07because\n")
+    assert path.stat().st_size > 50_000_000
+
+    audit = audit_file(path)
+
+    last = count + 3
+    assert {(f.code, f.where[0], f.count) for f in audit.findings if f.severity == "error"} == {
+        ("D23", f"big.csv:{last + 1}", 1),
+        ("D04", f"big.csv:{last + 2}", 1),
+        ("D05", f"big.csv:{last + 3}", 1),
+    }
+    assert [f.where for f in audit.findings if f.code == "D14"] == [(f"big.csv:{last + 4}",)]
+    assert audit.row_count == count + 3
