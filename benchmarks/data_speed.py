@@ -12,11 +12,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import random
 import re
 import statistics
@@ -28,6 +25,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from circumstances import describe, note_load, save  # type: ignore[import-not-found]
 
 STAGES = {
     "audit": "audit_file: reads the JSONL, all checks, no tokenizer",
@@ -49,7 +48,6 @@ DEDUPLICATORS = {
 }
 EXACT_SHARE = NEAR_SHARE = HARD_SHARE = 0.02
 THRESHOLD = 0.8
-BUSY_LOAD = 0.5
 PACKAGES = ("datasets", "pyarrow", "transformers", "tokenizers", "rensa", "trl", "datasketch")
 PLAIN, EXACT, NEAR, HARD = range(4)
 KINDS = ("plain", "exact", "near", "hard")
@@ -532,22 +530,6 @@ def compare(kind: str, legs: Sequence[str], job: Job, rounds: int) -> list[dict[
     ]
 
 
-def describe_machine() -> dict[str, Any]:
-    """Describe processor and memory, without the machine's name."""
-    import psutil
-
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    model = next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), "")
-    return {
-        "processor": model or platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-    }
-
-
 def as_table(report: dict[str, Any]) -> str:
     """Lay the report out as Markdown."""
 
@@ -665,12 +647,7 @@ def main() -> int:
         names = [name for name in options.names.split(",") if name]
         print(json.dumps(run_part(options.part, names, Job(**json.loads(options.job)))))
         return 0
-    load_before = os.getloadavg()[0]
-    if load_before > BUSY_LOAD:
-        print(
-            f"load {load_before:.1f}: other programs are running, so times are unsure",
-            file=sys.stderr,
-        )
+    load_before = note_load()
     with tempfile.TemporaryDirectory(prefix="sftkit-data-speed-") as temporary:
         folder = Path(options.folder or temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -684,21 +661,14 @@ def main() -> int:
     shown = dataclasses.asdict(job)
     del shown["folder"]
     report = {
-        "date": datetime.date.today().isoformat(),
-        "machine": describe_machine(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        **describe(PACKAGES, load_before),
         "job": shown,
         "rounds": options.rounds,
-        "load_before": round(load_before, 1),
-        "load_after": round(os.getloadavg()[0], 1),
         **measured,
     }
-    text = json.dumps(report, indent=1)
     if options.save:
-        results = Path(__file__).parent / "results"
-        results.mkdir(exist_ok=True)
-        (results / f"{options.save}.json").write_text(text + "\n", encoding="utf-8")
-    print(text if options.format == "json" else as_table(report))
+        save(report, options.save)
+    print(json.dumps(report, indent=1) if options.format == "json" else as_table(report))
     return 0
 
 

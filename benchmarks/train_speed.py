@@ -11,12 +11,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
-import importlib.metadata
 import itertools
 import json
-import os
-import platform
 import random
 import statistics
 import subprocess
@@ -25,8 +21,9 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
+
+from circumstances import describe, note_load, save  # type: ignore[import-not-found]
 
 from sftkit.records import IGNORE, Encoded
 from sftkit.settings import AdapterSettings, ModelSettings, TrainSettings
@@ -44,7 +41,6 @@ BASELINE = "trl"
 HELDOUT_ROWS = 24
 LEARNING_RATE = 1e-3
 LARGEST_LOSS_GAP = 1e-4
-BUSY_LOAD = 0.5
 PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate")
 
 
@@ -367,24 +363,6 @@ def summarise(runs: Sequence[Measured]) -> list[dict[str, Any]]:
     ]
 
 
-def describe_machine() -> dict[str, Any]:
-    """Describe processor and memory, without the machine's name."""
-    import psutil
-
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    model = next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), "")
-    flags = next((line.split() for line in lines if line.startswith("flags")), [])
-    return {
-        "processor": model or platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9),
-        "bf16_instructions": sorted({"avx512_bf16", "amx_bf16"} & set(flags)),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-    }
-
-
 def as_table(report: dict[str, Any]) -> str:
     """Lay the summary out as Markdown."""
 
@@ -447,33 +425,21 @@ def main() -> int:
         gap = check_loss(job)
         print(f"largest gap over {job.steps} steps: {gap:.2e} (allowed {LARGEST_LOSS_GAP:.0e})")
         return 0 if gap <= LARGEST_LOSS_GAP else 1
-    load_before = os.getloadavg()[0]
-    if load_before > BUSY_LOAD:
-        print(
-            f"load {load_before:.1f}: other programs are running, so times are unsure",
-            file=sys.stderr,
-        )
+    load_before = note_load()
     runs = []
     for turn in range(1, options.rounds + 1):
         for leg in options.legs.split(","):
             runs.append(run_apart(leg, job))
             print(f"round {turn}, {leg}: {runs[-1].tokens_per_s:.0f} tokens/s", file=sys.stderr)
     report = {
-        "date": datetime.date.today().isoformat(),
-        "machine": describe_machine(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        **describe(PACKAGES, load_before),
         "job": dataclasses.asdict(job),
         "rounds": options.rounds,
-        "load_before": round(load_before, 1),
-        "load_after": round(os.getloadavg()[0], 1),
         "legs": summarise(runs),
     }
-    text = json.dumps(report, indent=1)
     if options.save:
-        folder = Path(__file__).parent / "results"
-        folder.mkdir(exist_ok=True)
-        (folder / f"{options.save}.json").write_text(text + "\n", encoding="utf-8")
-    print(text if options.format == "json" else as_table(report))
+        save(report, options.save)
+    print(json.dumps(report, indent=1) if options.format == "json" else as_table(report))
     return 0
 
 

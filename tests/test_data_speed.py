@@ -13,6 +13,7 @@ import pytest
 
 @pytest.fixture
 def bench(checkout, monkeypatch) -> Any:
+    monkeypatch.syspath_prepend(checkout / "benchmarks")
     spec = importlib.util.spec_from_file_location(
         "data_speed", checkout / "benchmarks" / "data_speed.py"
     )

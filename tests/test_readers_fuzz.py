@@ -1,6 +1,5 @@
 """The readers under arbitrary input: our own errors only; and what was written reads back equal."""
 
-import contextlib
 import csv
 import gzip
 import io
@@ -31,6 +30,14 @@ PIECES = st.sampled_from(
 )
 
 
+def says_something(path, **options):
+    """Say that reading gives rows, or refuses in words of our own; anything else is raised."""
+    try:
+        return len(read_dataset(path, **options)) > 0
+    except SftkitError as error:
+        return len(str(error)) > 10
+
+
 @settings(max_examples=2000)
 @given(
     st.sampled_from(KINDS),
@@ -45,8 +52,7 @@ PIECES = st.sampled_from(
 def test_any_bytes_raise_only_our_errors(tmp_path_factory, kind, head, data):
     path = tmp_path_factory.getbasetemp() / f"any.{kind}"
     path.write_bytes(head + data)
-    with contextlib.suppress(SftkitError):
-        read_dataset(path)
+    assert says_something(path)
 
 
 KEYS: tuple[str, ...] = (
@@ -78,8 +84,7 @@ def test_any_json_raises_only_our_errors(tmp_path_factory, kind, value, task):
     path = tmp_path_factory.getbasetemp() / f"value.{kind}"
     lines = value if isinstance(value, list) and kind == "jsonl" else [value]
     path.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
-    with contextlib.suppress(SftkitError):
-        read_dataset(path, task=task)
+    assert says_something(path, task=task)
 
 
 # The csv module reads lone carriage returns as line ends, and blank lines as nothing.

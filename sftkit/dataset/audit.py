@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -161,8 +162,7 @@ def audit_dataset(
         Everything found.
     """
     check = _Pass(_task_of(dataset.column_names), source, FaultLog(), tokenizer)
-    for _ in check.over(_undecoded(dataset)):
-        pass
+    collections.deque(check.over(_undecoded(dataset)), maxlen=0)
     return check.finish(
         dataset, probes=probes, group_by=group_by, max_tokens=max_tokens, system=system
     )
@@ -199,8 +199,8 @@ def audit_rows(
     first = next(drawn, None)
     task = task or _task_of(first or ())
     check = _Pass(task, source, log or FaultLog(), special_tokens=special_tokens)
-    for _ in check.over([] if first is None else itertools.chain([first], drawn), keep=True):
-        pass
+    again = [] if first is None else itertools.chain([first], drawn)
+    collections.deque(check.over(again, keep=True), maxlen=0)
     return check.finish(None, probes=probes, group_by=group_by)
 
 
