@@ -258,14 +258,14 @@ def split_question(messages: Messages) -> tuple[list[dict[str, str]], str]:
 
 def mask_summary(examples: Iterable[Encoded]) -> MaskSummary:
     """Count what a set of examples teaches."""
-    listed = list(examples)
+    counts = [(len(e.input_ids), e.supervised, e.end_of_turn) for e in examples]
     return MaskSummary(
-        rows=len(listed),
-        tokens=sum(len(example.input_ids) for example in listed),
-        supervised=sum(example.supervised for example in listed),
-        rows_without_supervision=sum(example.supervised == 0 for example in listed),
-        end_of_turn_supervised=sum(example.end_of_turn for example in listed),
-        longest=max((len(example.input_ids) for example in listed), default=0),
+        rows=len(counts),
+        tokens=sum(tokens for tokens, _, _ in counts),
+        supervised=sum(supervised for _, supervised, _ in counts),
+        rows_without_supervision=sum(supervised == 0 for _, supervised, _ in counts),
+        end_of_turn_supervised=sum(ends for _, _, ends in counts),
+        longest=max((tokens for tokens, _, _ in counts), default=0),
     )
 
 

@@ -262,7 +262,8 @@ def write_run(record: RunRecord, answers: Sequence[Answer], folder: str | Path) 
     (folder / "run.json").write_text(to_json(clean), encoding="utf-8")
     recipe = yaml_text(recipe_from_dict(record.recipe))
     (folder / "recipe.yaml").write_text(redact(recipe), encoding="utf-8")
-    lines = [redact(json.dumps(to_plain(answer), ensure_ascii=False)) for answer in answers]
+    # Redacted before it is JSON: a key that was cut off would take the quotes after it along.
+    lines = [json.dumps(to_plain(redact_record(one)), ensure_ascii=False) for one in answers]
     (folder / "answers.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     write_report(clean, folder)
 

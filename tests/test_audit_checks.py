@@ -340,3 +340,19 @@ def test_rows_of_anything_are_audited_without_an_error_of_our_own(rows, task):
     json.loads(audit_json(audit))
     audit_html(audit).encode("utf-8")
     audit_text(audit).encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        ["Who is Zorp?", "A lamp."],
+        ["Who owns the blue lamp?", "Zorp.", "And where?", "Here."],
+    ],
+)
+def test_a_probe_question_is_found_however_short_and_in_longer_talks(messages):
+    roles = ("user", "assistant") * 2
+    turns = [{"role": r, "content": c} for r, c in zip(roles, messages, strict=False)]
+
+    audit = audit_rows([{"messages": turns, "split": "train"}], probes=[messages[0]])
+
+    assert [(f.code, f.field) for f in audit.errors] == [("D34", "probes")]

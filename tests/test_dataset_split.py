@@ -372,9 +372,9 @@ def test_without_named_validation_rows_groups_of_train_are_taken():
             "'split' leaves no rows for test",
         ),
         (
-            make_dataset(["a"], split=["holdout"]),
+            make_dataset(["a"], split=["moon"]),
             DataSettings(source="x", split_by="split"),
-            "unknown split 'holdout'",
+            "unknown split 'moon'",
         ),
         (make_dataset(["a"]), DataSettings(source="x", split_by="gruop"), "Did you mean 'group'"),
         (
@@ -504,3 +504,14 @@ def test_a_row_without_a_value_to_group_by_keeps_its_own_group():
     marked = mark_splits(dataset, DataSettings(source="x", group_by="customer"))
 
     assert list(marked["group"]) == ["c1", "g2", "g3"]
+
+
+def test_the_column_that_was_named_decides_and_not_another_split(tmp_path):
+    parts = ["train", "dev", "test", "train"]
+    dataset = make_dataset(["a", "b", "c", "d"], split=["test"] * 4, fold=parts)
+
+    marked = mark_splits(dataset, DataSettings(source="x", split_by="fold"))
+
+    assert list(marked["split"]) == ["train", "validation", "test", "train"]
+    with pytest.raises(DataError, match="split_by='nonsense'"):
+        mark_splits(dataset, DataSettings(source="x", split_by="nonsense"))

@@ -108,7 +108,7 @@ def _find_probes(
 ) -> None:
     import numpy as np
 
-    asked = np.asarray(digest.asked)
+    asked = np.asarray(digest.opening if digest.task == "chat" else digest.asked)
     probed = np.array([hash_text(normalise(question)) for question in probes], dtype=np.uint64)
     rows = np.flatnonzero(train & np.isin(asked, probed[probed != NONE]))
     held = int(np.isin(probed, asked[rows]).sum())

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import collections
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sftkit.dataset import across, label_checks
 from sftkit.dataset.digest import RowDigest
 from sftkit.dataset.facts import AuditFacts, gather_facts
 from sftkit.dataset.faults import FaultLog, raise_on_errors
-from sftkit.dataset.read import open_source, write_rows
+from sftkit.dataset.read import (
+    need_seen_column,
+    note_columns,
+    open_source,
+    set_groups,
+    write_rows,
+)
 from sftkit.dataset.row_checks import check_row, token_finder
 from sftkit.dataset.sketches import normalise
 from sftkit.dataset.texts import RowTexts, question_text
@@ -23,7 +28,7 @@ from sftkit.dataset.token_checks import (
     check_tokens,
     control_tokens,
 )
-from sftkit.errors import DataError, near_names
+from sftkit.errors import DataError
 from sftkit.records import Finding, Refused, Severity
 from sftkit.settings import DataSettings
 
@@ -46,6 +51,7 @@ __all__ = [
 ]
 
 Row = Mapping[str, Any]
+AnyRow = TypeVar("AnyRow", bound=Mapping[str, Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +129,13 @@ def audit_file(
     """
     found = open_source(path, task=task, format=format, columns=columns, encoding=encoding)
     check = _Pass(found.task, found.name, found.log, tokenizer)
-    rows = found.rows if group_by is None else _regroup(found.rows, group_by)
-    dataset = write_rows(map(dict, check.over(rows)), found.task)
+    seen: dict[str, None] = {}
+    rows = note_columns(found.rows, seen)
+    if group_by is not None:
+        rows = set_groups(rows, group_by)
+    dataset = write_rows(map(check.look_at, rows), found.task)
+    if group_by is not None:
+        need_seen_column(seen, group_by, "group_by", found.name)
     return check.finish(
         dataset,
         probes=probes,
@@ -162,7 +173,8 @@ def audit_dataset(
         Everything found.
     """
     check = _Pass(_task_of(dataset.column_names), source, FaultLog(), tokenizer)
-    collections.deque(check.over(_undecoded(dataset)), maxlen=0)
+    for row in _undecoded(dataset):
+        check.look_at(row)
     return check.finish(
         dataset, probes=probes, group_by=group_by, max_tokens=max_tokens, system=system
     )
@@ -199,8 +211,8 @@ def audit_rows(
     first = next(drawn, None)
     task = task or _task_of(first or ())
     check = _Pass(task, source, log or FaultLog(), special_tokens=special_tokens)
-    again = [] if first is None else itertools.chain([first], drawn)
-    collections.deque(check.over(again, keep=True), maxlen=0)
+    for row in () if first is None else itertools.chain([first], drawn):
+        check.look_at(row, keep=True)
     return check.finish(None, probes=probes, group_by=group_by)
 
 
@@ -257,30 +269,29 @@ class _Pass:
         self.texts: list[str] = []
         self.asked: list[str] = []
 
-    def over(self, rows: Iterable[Row], *, keep: bool = False) -> Iterator[Row]:
-        """Give the rows on as they are, and look at each in passing.
+    def look_at(self, row: AnyRow, *, keep: bool = False) -> AnyRow:
+        """Check one row and remember it; give it back as it is.
 
         Args:
-            rows: Canonical rows with raw values.
-            keep: Whether to keep their texts, for want of a dataset to draw them from.
+            row: A canonical row with raw values.
+            keep: Whether to keep its text, for want of a dataset to draw it from.
         """
-        digest = self.digest
-        for position, row in enumerate(rows):
-            place = str(row.get("place") or f"row {position + 1}")
-            check_row(
-                row,
-                position,
-                place,
-                self.log,
-                task=digest.task,
-                find_token=self.find_token,
-                token_severity=self.token_severity,
-            )
-            text = digest.add(row, place)
-            if keep:
-                self.texts.append(text)
-                self.asked.append(question_text(row) if text else "")
-            yield row
+        digest, position = self.digest, self.digest.count
+        place = str(row.get("place") or f"row {position + 1}")
+        check_row(
+            row,
+            position,
+            place,
+            self.log,
+            task=digest.task,
+            find_token=self.find_token,
+            token_severity=self.token_severity,
+        )
+        text = digest.add(row, place)
+        if keep:
+            self.texts.append(text)
+            self.asked.append(question_text(row) if text else "")
+        return row
 
     def finish(
         self,
@@ -364,14 +375,6 @@ class _Pass:
         return check_tokens(
             dataset, digest, tokenizer, max_tokens, log, faulty=faulty, system=system
         )
-
-
-def _regroup(rows: Iterable[dict[str, Any]], group_by: str) -> Iterator[dict[str, Any]]:
-    """Put the values of a column in the place of the rows' groups."""
-    for row in rows:
-        if group_by not in row:
-            raise DataError(f"group_by={group_by!r}: no such column.{near_names(group_by, row)}")
-        yield {**row, "group": row[group_by]}
 
 
 def _undecoded(dataset: Dataset) -> Dataset:

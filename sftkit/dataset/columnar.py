@@ -82,7 +82,10 @@ def _arrow_rows(
     batches: Iterator[pyarrow.RecordBatch], schema: pyarrow.Schema, name: str, log: FaultLog
 ) -> Iterator[tuple[str, Row]]:
     names = name_columns(schema.names, name, log)
-    class_names = _class_names(schema)
+    found = _class_names(schema)
+    class_names = {
+        n: found[raw] for n, raw in zip(names, schema.names, strict=True) if raw in found
+    }
     number = 0
     while True:
         try:

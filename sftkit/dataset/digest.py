@@ -94,6 +94,7 @@ class RowDigest:
         count: Rows so far.
         whole: Hash of all a row says, its label too; NONE for a row that says nothing.
         asked: Hash of what is asked: `texts.question_text`, normalised; of an image its bytes.
+        opening: Hash of the first thing the user says, normalised; what a probe may have asked.
         identity: Hash of the id.
         label: Number of the label's text in `labels`; of a short last reply in chat.
         kind: What kind of value the label or score is, a position in KINDS; empty for chat.
@@ -109,7 +110,7 @@ class RowDigest:
         self.count = 0
         self.places = Places()
         self.labels, self.splits, self.groups = Names(), Names(), Names()
-        self.whole, self.asked, self.identity = (array("Q") for _ in range(3))
+        self.whole, self.asked, self.opening, self.identity = (array("Q") for _ in range(4))
         self.label, self.words, self.group = (array("i") for _ in range(3))
         self.kind, self.split = array("b"), array("h")
         self.likely_groups: dict[str, tuple[Names, array[int]]] = {}
@@ -146,12 +147,15 @@ class RowDigest:
             if not _is_spoken(messages):
                 self.whole.append(NONE)
                 self.asked.append(NONE)
+                self.opening.append(NONE)
                 self.label.append(NONE)
                 self.words.append(0)
                 return ""
             text = whole_text(row)
             self.whole.append(hash_text(text))
             self.asked.append(hash_text(question_text(row)))
+            opens = (turn["content"] for turn in messages if turn.get("role") == "user")
+            self.opening.append(hash_text(normalise(next(opens, ""))))
             self.words.append(len(text.split()) - len(messages))  # without the name of the role
             last = messages[-1]
             self._add_reply(last["content"].strip() if last.get("role") == "assistant" else "")

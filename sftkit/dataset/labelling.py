@@ -187,7 +187,8 @@ class LabellingWidget:
     def progress(self) -> str:
         """How far it is, in words."""
         done = sum(row in self.file for row in self._rows)
-        skipped = done - sum(row in self.file.labels for row in self._rows)
+        labels = self.file.labels
+        skipped = done - sum(row in labels for row in self._rows)
         words = f"{done:,} of {len(self._rows):,} done"
         return f"{words}, {skipped:,} of them skipped" if skipped else words
 

@@ -201,7 +201,7 @@ def read_lines(file: ByteFile, *, encoding: str | None = None) -> Iterator[str]:
     """
     encoding = check_encoding(encoding)
     head, skip = file.head, 0
-    if head.startswith(_UTF8_MARK) and encoding in (None, "utf-8", "utf-8-sig", "cp1252"):
+    if head.startswith(_UTF8_MARK) and (encoding is None or _keeps_ascii(encoding)):
         file.log.add("D03", file.name)
         encoding, skip = None, len(_UTF8_MARK)
         file.stream.read(skip)

@@ -287,4 +287,5 @@ _MAY_HOLD: dict[PersonalKind, Callable[[str], bool]] = {
     **dict.fromkeys(KINDS, _has_digits),
     "secret": lambda text: MAY_HOLD_CREDENTIALS.search(text) is not None,
     "email": lambda text: "@" in text,
+    "ip": lambda text: "::" in text or _has_digits(text),  # fdaa::bcde has none
 }

@@ -99,22 +99,22 @@ def read_dataset(
     opened = open_source(source, task=task, format=format, columns=columns, encoding=encoding)
     name = opened.name
     seen: dict[str, None] = {}
-    rows = _note_columns(opened.rows, seen)
+    rows = note_columns(opened.rows, seen)
     met: dict[str, dict[str, None]] = {}
     for column, values in (where or {}).items():
         met[column] = {}
         rows = _keep_where(rows, column, values, met[column])
     if group_by is not None:
-        rows = _set_groups(rows, group_by)
+        rows = set_groups(rows, group_by)
     if split_by is not None:
         rows = _set_splits(rows, split_by, seen, name)
     dataset = write_rows(rows, opened.task)
     raise_on_errors(opened.log.findings(), source=name)
     for column in where or {}:
-        _need_column(seen, column, "where", name)
+        need_seen_column(seen, column, "where", name)
     for asked_by, wanted in (("group_by", group_by), ("split_by", split_by)):
         if wanted is not None:
-            _need_column(seen, wanted, asked_by, name)
+            need_seen_column(seen, wanted, asked_by, name)
     if len(dataset) == 0:
         raise DataError(_explain_nothing(where or {}, met, name))
     return dataset if limit is None else _take_groups(dataset, limit)
@@ -125,7 +125,8 @@ def rows_to_dataset(rows: Iterable[Row]) -> Dataset:
     return write_rows(rows, "chat")
 
 
-def _note_columns(rows: Iterable[Row], seen: dict[str, None]) -> Iterator[Row]:
+def note_columns(rows: Iterable[Row], seen: dict[str, None]) -> Iterator[Row]:
+    """Give the rows on, and note every column they have."""
     known: frozenset[str] = frozenset()
     for row in rows:
         if not row.keys() <= known:
@@ -134,7 +135,12 @@ def _note_columns(rows: Iterable[Row], seen: dict[str, None]) -> Iterator[Row]:
         yield row
 
 
-def _need_column(seen: Mapping[str, None], column: str, asked_by: str, name: str) -> None:
+def need_seen_column(seen: Mapping[str, None], column: str, asked_by: str, name: str) -> None:
+    """Refuse a column that no row had.
+
+    Raises:
+        DataError: There was no such column.
+    """
     columns = [key for key in seen if key not in ("messages", "place")]
     if column not in columns:
         raise DataError(
@@ -169,7 +175,8 @@ def _explain_nothing(
     return f"No row of {name} is left. Loosen where, or check the source."
 
 
-def _set_groups(rows: Iterable[Row], group_by: str) -> Iterator[Row]:
+def set_groups(rows: Iterable[Row], group_by: str) -> Iterator[Row]:
+    """Put the values of a column in the place of groups; rows without one keep their own."""
     for row in rows:
         row["group"] = row.get(group_by) or row["group"]
         yield row
@@ -180,7 +187,7 @@ def _set_splits(
 ) -> Iterator[Row]:
     for number, row in enumerate(rows):
         if number == 0:
-            _need_column(seen, split_by, "split_by", name)
+            need_seen_column(seen, split_by, "split_by", name)
         said = row.get(split_by)
         word = SPLIT_WORDS.get(str(said).strip().lower())
         if word is None:

@@ -17,6 +17,7 @@ from sftkit.dataset.columns import (
     read_column,
     with_column,
 )
+from sftkit.dataset.folders import SPLIT_WORDS
 from sftkit.dataset.moments import divide_by_time
 from sftkit.dataset.strata import divide_strata
 from sftkit.errors import DataError
@@ -168,9 +169,10 @@ def _keep_made_rows_in_train(marked: Dataset, trains: np.ndarray) -> None:
 def _named_splits(dataset: Dataset, settings: DataSettings) -> np.ndarray:
     import numpy as np
 
-    column = "split" if "split" in dataset.column_names else settings.split_by or ""
+    column = settings.split_by or ""
     need_column(dataset, column, "split_by")
     codes, names = encode_column(dataset, column)
+    names = [SPLIT_WORDS.get(name.strip().lower(), name) for name in names]
     unknown = sorted(set(names) - set(SPLITS))
     if unknown:
         raise DataError(

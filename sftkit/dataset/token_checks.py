@@ -165,13 +165,14 @@ def check_text_lengths(
         coded: Any = tokenizer(texts, truncation=False, verbose=False)
         lengths.extend(map(len, coded["input_ids"]))
     over = [row for row, length in enumerate(lengths) if length > max_tokens]
+    detail = f"{max_tokens:,} tokens (the longest has {max(lengths, default=0):,})"
     for row in over:
         log.add(
             "D27",
             digest.places[row],
             row=row,
             of="text",
-            detail=f"{max_tokens:,} tokens (the longest has {max(lengths):,})",
+            detail=detail,
             fix="Raise max_tokens, or shorten the texts: what stands beyond is not seen.",
         )
     return TokenFacts(lengths=lengths, over_limit=len(over))

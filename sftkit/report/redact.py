@@ -25,7 +25,8 @@ _Any = TypeVar("_Any")
 def redact(text: str) -> str:
     """Replace secrets and home folders; everything else stays as it is.
 
-    Safe on JSON text too: no rule reaches past a quote. Redacting twice changes nothing more.
+    Redact a record before it becomes JSON, not after: a private key that was cut off reaches to
+    the end of the text. Redacting twice changes nothing more.
     """
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
