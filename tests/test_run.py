@@ -13,7 +13,7 @@ from sftkit.errors import DataError, SettingsError, TrainError
 from sftkit.prepare import prepare_data
 from sftkit.records import load_run
 from sftkit.run import find_recipe, run
-from sftkit.settings import DataSettings, Recipe, load_recipe, recipe_from_dict
+from sftkit.settings import DataSettings, Recipe, load_recipe, recipe_from_dict, recipe_to_dict
 
 COLOURS = ["red", "blue", "green", "pink", "grey", "gold", "teal", "plum", "rust", "lime"]
 SCRIPT = "<script>alert('x')</script>"
@@ -260,3 +260,23 @@ def test_fifty_times_the_demos_rate_gets_another_verdict_than_a_gentle_rate(tmp_
     assert gentle.verdicts.summary != harsh.verdicts.summary
     assert harsh.forgot.drift is not None
     assert f"{harsh.forgot.drift.delta:+.3f}" in harsh.verdicts.drift.sentence.replace("−", "-")
+
+
+def test_a_private_key_that_was_cut_off_leaves_the_answers_readable(tmp_path: Path) -> None:
+    from sample_record import sample_record  # type: ignore[import-not-found]
+
+    from sftkit.records import Answer
+    from sftkit.run import write_run
+
+    cut = "-----BEGIN " + "PRIVATE KEY-----MIIEvQ"
+    answers = [
+        Answer(question="key?", expected="no", base=cut, tuned="no"),
+        *sample_record().answers,
+    ]
+    run_record = dataclasses.replace(sample_record(), recipe=recipe_to_dict(find_recipe("demo")))
+
+    write_run(run_record, answers, tmp_path)
+
+    lines = (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    first = json.loads(lines[0])
+    assert (first["base"], first["tuned"]) == ("[redacted]", "no")
