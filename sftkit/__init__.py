@@ -43,7 +43,7 @@ _HOME = {
     "fetch_model": "catalog",
     "load_adapter": "adapter",
     "load_model": "model",
-    "load_recipe": "settings",
+    "load_recipe": "recipe",
     "load_run": "records",
     "load_tokenizer": "model",
     "make_watcher": "progress",

@@ -16,7 +16,12 @@ WINDOW_ROWS = 256
 
 
 def plan_batches(
-    lengths: Sequence[int], *, max_tokens: int, epochs: int, seed: int
+    lengths: Sequence[int],
+    *,
+    max_tokens: int,
+    epochs: int,
+    seed: int,
+    max_rows: int | None = None,
 ) -> list[list[int]]:
     """Fill batches to a token budget from length-sorted windows of a shuffled order.
 
@@ -25,6 +30,7 @@ def plan_batches(
         max_tokens: Budget of one batch, padding included: rows × longest row.
         epochs: Passes over the examples; each is shuffled anew.
         seed: Seed of the order.
+        max_rows: Most examples of one batch; None sets no limit beside the budget.
 
     Returns:
         Row numbers per batch, for all epochs. Every row comes once per epoch.
@@ -46,14 +52,18 @@ def plan_batches(
         of_epoch: list[list[int]] = []
         for start in range(0, len(order), WINDOW_ROWS):
             window = sorted(order[start : start + WINDOW_ROWS], key=lambda row: lengths[row])
-            of_epoch.extend(fill_batches(window, lengths, max_tokens=max_tokens))
+            of_epoch.extend(fill_batches(window, lengths, max_tokens=max_tokens, max_rows=max_rows))
         chance.shuffle(of_epoch)
         batches.extend(of_epoch)
     return batches
 
 
 def fill_batches(
-    rows: Sequence[int], lengths: Sequence[int], *, max_tokens: int
+    rows: Sequence[int],
+    lengths: Sequence[int],
+    *,
+    max_tokens: int,
+    max_rows: int | None = None,
 ) -> list[list[int]]:
     """Cut an ordered list of rows into batches of at most max_tokens, padding included.
 
@@ -61,6 +71,7 @@ def fill_batches(
         rows: Row numbers in the order to keep, shape (M,).
         lengths: Length of each example in tokens, shape (N,).
         max_tokens: Budget of rows × longest row.
+        max_rows: Most rows of one batch; None sets no limit beside the budget.
 
     Returns:
         Row numbers per batch. A row longer than the budget gets a batch of its own.
@@ -70,7 +81,8 @@ def fill_batches(
     longest = 0
     for row in rows:
         longest = max(longest, lengths[row])
-        if current and longest * (len(current) + 1) > max_tokens:
+        is_full = len(current) == max_rows
+        if current and (is_full or longest * (len(current) + 1) > max_tokens):
             batches.append(current)
             current, longest = [], lengths[row]
         current.append(row)

@@ -23,8 +23,9 @@ from typing import Any, Literal
 
 from sftkit import wheels
 from sftkit.errors import FetchError, near_names
+from sftkit.recipe import parse_yaml
 from sftkit.records import ChoiceItem
-from sftkit.settings import ModelSettings, parse_yaml
+from sftkit.settings import ModelSettings
 from sftkit.wheels import Progress, Wheel
 
 Kind = Literal["model", "dataset", "probe", "passages", "bias", "table"]

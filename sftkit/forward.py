@@ -108,12 +108,22 @@ def precision_of(model: Any) -> Iterator[None]:
     layer's input to float32 first, only for autocast to copy it back: the numbers are the same
     without these copies, and training 700 tokens a step takes 0.14 GB less.
     """
-    from peft.helpers import disable_input_dtype_casting
-
     base = unwrapped(model)
     dtype, device = base.dtype, base.device.type
     if dtype in (torch.bfloat16, torch.float16):
-        with torch.autocast(device, dtype=dtype), disable_input_dtype_casting(model):
+        with torch.autocast(device, dtype=dtype), without_input_copies(model):
+            yield
+    else:
+        yield
+
+
+@contextlib.contextmanager
+def without_input_copies(model: Any) -> Iterator[None]:
+    """Keep peft from casting the inputs of its layers, where autocast does it anyway."""
+    from peft.helpers import disable_input_dtype_casting
+
+    if unwrapped(model).dtype in (torch.bfloat16, torch.float16):
+        with disable_input_dtype_casting(model):
             yield
     else:
         yield

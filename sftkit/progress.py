@@ -280,6 +280,7 @@ def _so_far(steps: list[Step], heldout_start: float | None) -> TrainRecord:
     return TrainRecord(
         steps=tuple(steps),
         heldout_start=heldout_start,
+        kept_step=last.step,
         tokens=last.tokens,
         supervised_tokens=0,
         seconds=last.seconds,

@@ -26,7 +26,7 @@ IGNORE = -100
 
 Severity = Literal["error", "warning", "information"]
 Split = Literal["train", "validation", "test", "control"]
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +60,29 @@ class Finding:
         )
 
 
+class Example(typing.Protocol):
+    """What the training loop needs to know of an example, whatever its task."""
+
+    @property
+    def row(self) -> int:
+        """Row number in the dataset it came from."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Tokens it takes of a batch's budget."""
+        ...
+
+    @property
+    def weight(self) -> float:
+        """What it adds to the divisor of a step's loss: supervised tokens, or a label's weight."""
+        ...
+
+    def silenced(self) -> typing.Self:
+        """Give the same example, teaching nothing: its weight is 0."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
     """One conversation as token ids and labels.
@@ -84,6 +107,20 @@ class Encoded:
     def supervised(self) -> int:
         """Count of supervised tokens; a first token is none, because nothing predicts it."""
         return sum(label != IGNORE for label in self.labels[1:])
+
+    @property
+    def length(self) -> int:
+        """Tokens, T."""
+        return len(self.input_ids)
+
+    @property
+    def weight(self) -> float:
+        """What the loss of a step is divided by: its supervised tokens."""
+        return self.supervised
+
+    def silenced(self) -> Encoded:
+        """Give the same conversation with no token supervised."""
+        return dataclasses.replace(self, labels=(IGNORE,) * len(self.labels))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,6 +314,7 @@ class Step:
         tokens: Tokens processed so far, padding excluded.
         seconds: Training seconds so far, held-out evaluations excluded.
         heldout_loss: Validation loss measured after this step, or None.
+        metrics: What else was measured on validation examples after this step, by name.
     """
 
     step: int
@@ -286,6 +324,7 @@ class Step:
     tokens: int
     seconds: float
     heldout_loss: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,6 +334,7 @@ class TrainRecord:
     Attributes:
         steps: Every optimizer step, in order.
         heldout_start: Validation loss before the first step, or None.
+        kept_step: Step whose weights were kept; the last one, or with early stopping the best.
         tokens: Tokens processed, padding excluded.
         supervised_tokens: Tokens the loss was computed on.
         seconds: Training seconds, held-out evaluations excluded.
@@ -304,6 +344,7 @@ class TrainRecord:
 
     steps: tuple[Step, ...]
     heldout_start: float | None
+    kept_step: int
     tokens: int
     supervised_tokens: int
     seconds: float

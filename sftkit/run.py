@@ -18,6 +18,7 @@ from sftkit.errors import SettingsError
 from sftkit.evidence.exam import make_exam, score_base
 from sftkit.evidence.learning import heldout_examples
 from sftkit.prepare import PreparedData, prepare_data
+from sftkit.recipe import load_recipe, recipe_from_dict, recipe_to_dict, yaml_text
 from sftkit.records import (
     Answer,
     Cost,
@@ -30,14 +31,7 @@ from sftkit.records import (
     TrainRecord,
     to_json,
 )
-from sftkit.settings import (
-    Recipe,
-    load_recipe,
-    recipe_from_dict,
-    recipe_to_dict,
-    to_plain,
-    yaml_text,
-)
+from sftkit.settings import Recipe, to_plain
 
 if TYPE_CHECKING:
     import torch
@@ -172,7 +166,7 @@ def _train(
     recipe: Recipe, data: PreparedData, tuned: Any, folder: Path, watcher: Watcher
 ) -> TrainRecord:
     """Train, write metrics.jsonl on the way, and save the adapter."""
-    from sftkit import adapter, objectives, train
+    from sftkit import adapter, objectives, optim, train
 
     with (folder / "metrics.jsonl").open("w", encoding="utf-8") as metrics:
 
@@ -186,7 +180,8 @@ def _train(
             data.train,
             recipe.train,
             objective=objectives.chat_loss,
-            heldout_loss=make_heldout_loss(tuned, data.validation),
+            measure=make_measure(tuned, data.validation),
+            rate_scales=optim.rate_scales(recipe.adapter),
             on_step=on_step,
         )
     adapter.weaken_adapter(tuned, recipe.adapter.strength)
@@ -194,20 +189,25 @@ def _train(
     return training
 
 
-def make_heldout_loss(model: Any, validation: Sequence[Encoded]) -> Callable[[], float] | None:
-    """Give the function that measures the points of the learning curve, in nats per token.
+def make_measure(
+    model: Any, validation: Sequence[Encoded]
+) -> Callable[[], dict[str, float]] | None:
+    """Give the function that measures the points of the learning curve.
 
     Args:
         model: The model in training; it is measured as it stands at each call.
         validation: Validation examples, of which a fixed, evenly spaced part is measured.
 
     Returns:
-        The function, or None if there is nothing to measure.
+        The function, which gives heldout_loss in nats per token; None if there is nothing to
+        measure.
     """
     from sftkit.evidence.perplexity import mean_loss, score_examples
 
     curve = heldout_examples(validation, at_most=HELDOUT_CURVE_ITEMS)
-    return (lambda: mean_loss(score_examples(model, curve))) if curve else None
+    if not curve:
+        return None
+    return lambda: {"heldout_loss": mean_loss(score_examples(model, curve))}
 
 
 def make_record(

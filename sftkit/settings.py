@@ -1,27 +1,36 @@
-"""Settings: frozen, keyword-only, checked where they are born; recipes in YAML.
+"""Settings: frozen, keyword-only, checked where they are born.
 
-A recipe is the whole description of a run. Every default of the kit lives here and nowhere else.
+A recipe is the whole description of a run. Every default of the kit lives here and nowhere else;
+`recipe` reads and writes them as YAML.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
 import math
 import re
-import types
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-from sftkit.errors import SettingsError, near_names
+from sftkit.errors import SettingsError
 
-Quantization = Literal["none", "int8", "nf4"]
+Quantization = Literal["none", "int8", "nf4", "fp4"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Schedule = Literal["cosine", "linear", "constant"]
+Task = Literal["chat", "classify", "regress", "image"]
+Loss = Literal["auto", "cross-entropy", "focal", "mse", "huber"]
+LOSSES: Mapping[Task, tuple[Loss, ...]] = {
+    "chat": ("cross-entropy",),
+    "classify": ("cross-entropy", "focal"),
+    "regress": ("mse", "huber"),
+    "image": ("cross-entropy", "focal"),
+}
+"""Which losses fit a task; the first is what auto takes."""
+OptimizerName = Literal[
+    "adamw", "adam", "sgd", "adafactor", "adamw-8bit", "adamw-paged", "adamw-paged-8bit",
+]  # fmt: skip
 RowFormat = Literal[
     "messages", "sharegpt", "alpaca", "prompt-completion", "question-answer",
     "text-label", "text-score", "image-label",
@@ -35,24 +44,44 @@ class ModelSettings:
     Attributes:
         name: A catalog name, a hub id, a folder, or a path that ends in .gguf.
         revision: Commit or tag of a hub model; None takes the default branch.
-        quantization: none, int8 (LLM.int8) or nf4 (4 bit with double quantization); bitsandbytes.
+        quantization: none, int8 (LLM.int8), nf4 or fp4 (4 bit); bitsandbytes.
+        double_quantization: Whether nf4 and fp4 also quantize their scales (0.4 bit per weight
+            less; Dettmers et al. 2023, section 3).
         dtype: Type of the unquantized weights and of the compute. auto times one matrix
             product per type and takes bfloat16 only where it is not slower than float32.
         device: auto, cpu, cuda or mps.
+        device_map: How the layers of a model that is larger than one device are spread: auto,
+            balanced or sequential (as Accelerate does it); None keeps the model on one device.
+        max_memory: What each device may hold with device_map, as {0: 10GB, cpu: 30GB}.
+        offload_folder: Where device_map puts what no device holds; None allows no disk.
         attention: Attention implementation passed to transformers; auto takes eager on a CPU
             (faster than sdpa at short lengths there) and sdpa elsewhere.
+        dropout: Probability of the model's own dropout layers in training; None keeps what the
+            model's configuration says.
     """
 
     name: str = "smollm2-135m"
     revision: str | None = None
     quantization: Quantization = "none"
+    double_quantization: bool = True
     dtype: Dtype = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device_map: Literal["auto", "balanced", "sequential"] | None = None
+    max_memory: Mapping[str, str] = field(default_factory=dict)
+    offload_folder: str | None = None
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    dropout: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse an empty name."""
-        _check(self, (bool(self.name.strip()), "name", "must not be empty"))
+        """Refuse an empty name, and placements of layers without a device map."""
+        mapped = self.device_map is not None
+        _check(
+            self,
+            (bool(self.name.strip()), "name", "must not be empty"),
+            (mapped or not self.max_memory, "max_memory", "needs device_map"),
+            (mapped or not self.offload_folder, "offload_folder", "needs device_map"),
+            (self.dropout is None or 0 <= self.dropout < 1, "dropout", "must be in [0, 1)"),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +90,8 @@ class DataSettings:
 
     Attributes:
         source: A catalog name, a file (.jsonl, .json, .csv) or a hub dataset id.
-        task: What is learned. This version trains chat.
+        task: What is learned: chat (answers), classify (a label per text), regress (a number per
+            text) or image (a label per image).
         format: How rows are to be understood; None finds out by looking at them.
         columns: Which column plays which part, where the guess is wrong, e.g. {question: Frage}.
         encoding: How the file's bytes are to be read, e.g. cp1252; None takes UTF-8.
@@ -91,7 +121,7 @@ class DataSettings:
     """
 
     source: str
-    task: Literal["chat"] = "chat"
+    task: Task = "chat"
     format: RowFormat | None = None
     columns: Mapping[str, str] | None = None
     encoding: str | None = None
@@ -159,38 +189,53 @@ def _are_ascending_moments(texts: Sequence[str]) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterSettings:
-    """Which low-rank updates to attach. Field names follow peft.LoraConfig.
+    """What is trained, by method. Field names follow peft's configurations.
 
     Attributes:
-        kind: Adapter method. This version proves lora.
+        kind: Method. Proven by sftkit: lora, rslora, dora, pissa, lora+, ia3, prompt, and the
+            baselines freeze (the last blocks and the head) and full (every weight). Any other
+            method of peft goes by peft's name for it, and is passed through unproven.
         r: Rank of each update; trainable parameters grow in proportion.
-        lora_alpha: Numerator of the scale lora_alpha / r (Hu et al. 2021, section 4.1).
+        lora_alpha: Numerator of the scale lora_alpha / r (Hu et al. 2021, section 4.1); of
+            lora_alpha / sqrt(r) for rslora (Kalajdzievski 2023).
         lora_dropout: Probability of dropping an input of the update while training.
-        target_modules: all-linear (every linear layer but the output head), one regular
-            expression, or module names such as [q_proj, v_proj].
+        target_modules: all-linear (every linear layer but the output head), attention, one
+            regular expression, or module names such as [q_proj, v_proj].
         layers: Which blocks get updates, as [first, last] counted from 0; None means all.
         strength: What the trained update is multiplied by before it is tested and saved. Below 1,
             less is forgotten and a little less is known; 1 leaves it as trained.
+        lora_plus_ratio: lora+ trains B at this many times the rate of A (Hayou et al. 2024).
+        virtual_tokens: prompt learns this many tokens in front of every example.
+        last_blocks: freeze trains this many of the last blocks.
+        options: Further fields of peft's configuration for the method, by peft's names.
     """
 
-    kind: Literal["lora"] = "lora"
+    kind: str = "lora"
     r: int = 16
     lora_alpha: int = 32
     lora_dropout: float = 0.0
     target_modules: str | tuple[str, ...] = "all-linear"
     layers: tuple[int, ...] | None = None
     strength: float = 1.0
+    lora_plus_ratio: float = 16.0
+    virtual_tokens: int = 16
+    last_blocks: int = 2
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse values that cannot train."""
         layers = self.layers
         _check(
             self,
+            (bool(self.kind.strip()), "kind", "must not be empty"),
             (self.r >= 1, "r", "must be 1 or more"),
             (self.lora_alpha > 0, "lora_alpha", "must be above 0"),
             (0 <= self.lora_dropout < 1, "lora_dropout", "must be in [0, 1)"),
             (bool(self.target_modules), "target_modules", "must name something"),
             (self.strength > 0, "strength", "must be above 0"),
+            (self.lora_plus_ratio >= 1, "lora_plus_ratio", "must be 1 or more"),
+            (self.virtual_tokens >= 1, "virtual_tokens", "must be 1 or more"),
+            (self.last_blocks >= 1, "last_blocks", "must be 1 or more"),
             (
                 layers is None or (len(layers) == 2 and 0 <= layers[0] <= layers[1]),
                 "layers",
@@ -200,51 +245,111 @@ class AdapterSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ObjectiveSettings:
+    """What training minimises.
+
+    Attributes:
+        loss: auto takes cross-entropy, and mse for regress. focal weighs down what is already
+            easy (Lin et al. 2017), huber weighs down outliers (Huber 1964).
+        label_smoothing: Share of the target that is spread evenly over all classes, or over the
+            vocabulary (Szegedy et al. 2016, section 7).
+        class_weights: balanced weighs every class by rows / (classes × rows of the class), so
+            that rare classes count as much as common ones; none counts every row once.
+        focal_gamma: Exponent of the focal loss; 0 is cross-entropy.
+        huber_delta: Error from which the Huber loss grows linearly, in units of the target's
+            standard deviation.
+    """
+
+    loss: Loss = "auto"
+    label_smoothing: float = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
+    focal_gamma: float = 2.0
+    huber_delta: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse values that are no loss."""
+        _check(
+            self,
+            (0 <= self.label_smoothing < 1, "label_smoothing", "must be in [0, 1)"),
+            (self.focal_gamma >= 0, "focal_gamma", "must be 0 or more"),
+            (self.huber_delta > 0, "huber_delta", "must be above 0"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """How the adapter is trained.
 
     Attributes:
-        learning_rate: Peak rate of AdamW, after warm-up.
+        optimizer: adamw, adam (weight decay inside the gradient), sgd, adafactor, or
+            bitsandbytes' adamw-8bit, adamw-paged and adamw-paged-8bit.
+        learning_rate: Peak rate of the optimizer, after warm-up.
+        momentum: Momentum of sgd.
+        betas: Decay of the two running means of adam and adamw.
         epochs: Passes over the training examples.
         max_steps: Stop after this many optimizer steps; None runs all epochs.
         max_tokens_per_batch: Tokens, padding included, that one optimizer step may hold.
+        examples_per_batch: Examples that one optimizer step may hold, at most; None sets no limit
+            beside the tokens. An image counts as one token.
         micro_batches: Forward passes one step is divided into. More need less memory and give
             the same gradient, because the loss is normalised over the whole step.
+        activation_checkpointing: Compute activations twice instead of keeping them: less memory,
+            about a third more time (Chen et al. 2016).
         schedule: Shape of the decay after warm-up.
         warmup_fraction: Share of all steps in which the rate rises from 0.
-        weight_decay: Decoupled weight decay of AdamW on the adapter's matrices.
+        weight_decay: Weight decay on the trained matrices; decoupled in adamw.
         max_grad_norm: Gradients are scaled down to this norm.
+        neftune_alpha: Uniform noise of alpha / sqrt(tokens × width) on input embeddings in
+            training (Jain et al. 2023); 0 adds none.
         heldout_evaluations: How often the validation loss is measured, evenly over the run.
+        early_stopping: Metric that ends the run when it no longer improves, such as
+            heldout_loss; the best weights are kept. None runs all steps.
+        early_stopping_patience: Evaluations in a row without an improvement that end the run.
         seed: Seed of adapter weights, batch order and dropout.
     """
 
+    optimizer: OptimizerName = "adamw"
     learning_rate: float = 1e-3
+    momentum: float = 0.9
+    betas: tuple[float, ...] = (0.9, 0.999)
     epochs: int = 1
     max_steps: int | None = None
     max_tokens_per_batch: int = 640
+    examples_per_batch: int | None = None
     micro_batches: int = 1
+    activation_checkpointing: bool = False
     schedule: Schedule = "cosine"
     warmup_fraction: float = 0.05
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    neftune_alpha: float = 0.0
     heldout_evaluations: int = 5
+    early_stopping: str | None = None
+    early_stopping_patience: int = 2
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse values that cannot train."""
         rate_fits = math.isfinite(self.learning_rate) and self.learning_rate > 0
         steps_fit = self.max_steps is None or self.max_steps >= 1
+        rows_fit = self.examples_per_batch is None or self.examples_per_batch >= 1
+        betas_fit = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         _check(
             self,
             (rate_fits, "learning_rate", "must be a finite number above 0"),
+            (0 <= self.momentum < 1, "momentum", "must be in [0, 1)"),
+            (betas_fit, "betas", "must be two numbers in [0, 1)"),
             (self.epochs >= 1, "epochs", "must be 1 or more"),
             (steps_fit, "max_steps", "must be 1 or more"),
             (self.max_tokens_per_batch >= 8, "max_tokens_per_batch", "must be 8 or more"),
+            (rows_fit, "examples_per_batch", "must be 1 or more"),
             (self.micro_batches >= 1, "micro_batches", "must be 1 or more"),
             (0 <= self.warmup_fraction < 1, "warmup_fraction", "must be in [0, 1)"),
             (self.weight_decay >= 0, "weight_decay", "must be 0 or more"),
             (self.max_grad_norm > 0, "max_grad_norm", "must be above 0"),
+            (self.neftune_alpha >= 0, "neftune_alpha", "must be 0 or more"),
             (self.heldout_evaluations >= 1, "heldout_evaluations", "must be 1 or more"),
+            (self.early_stopping_patience >= 1, "early_stopping_patience", "must be 1 or more"),
             (self.seed >= 0, "seed", "must be 0 or more"),
         )
 
@@ -270,6 +375,8 @@ class EvaluateSettings:
         side_by_side: How many prompts are answered by both models for reading.
         resamples: Bootstrap resamples per interval.
         adapter_scale: Strength of the adapter while it is evaluated; 1 is as trained, 0 is off.
+        baseline: What a classifier or regression has to beat: tfidf trains a linear model on
+            word counts beside it; none trains none.
     """
 
     knowledge: Literal["exact", "recognition", "none"] = "exact"
@@ -286,6 +393,7 @@ class EvaluateSettings:
     side_by_side: int = 6
     resamples: int = 4000
     adapter_scale: float = 1.0
+    baseline: Literal["tfidf", "none"] = "tfidf"
 
     def __post_init__(self) -> None:
         """Refuse measures that measure nothing."""
@@ -311,6 +419,7 @@ class Recipe:
         model: Base model settings.
         data: Data settings.
         adapter: Adapter settings.
+        objective: What training minimises.
         train: Training settings.
         evaluate: Evaluation settings.
     """
@@ -319,6 +428,7 @@ class Recipe:
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings
     adapter: AdapterSettings = field(default_factory=AdapterSettings)
+    objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
 
@@ -350,108 +460,18 @@ def _impossible(recipe: Recipe) -> list[str]:
         faults.append(
             "model.dtype=float16 on model.device=cpu cannot train stably. Use dtype: auto."
         )
+    loss, task = recipe.objective.loss, recipe.data.task
+    fitting = LOSSES[task]
+    if loss != "auto" and loss not in fitting:
+        faults.append(
+            f"objective.loss={loss} does not fit data.task={task}. Use auto, or one of "
+            f"{', '.join(fitting)}."
+        )
+    if recipe.objective.class_weights != "none" and task not in ("classify", "image"):
+        faults.append(f"objective.class_weights needs classes, and data.task={task} has none.")
+    if recipe.objective.label_smoothing and task == "regress":
+        faults.append("objective.label_smoothing needs classes, and data.task=regress has none.")
     return faults
-
-
-def recipe_from_dict(raw: Mapping[str, Any]) -> Recipe:
-    """Build a recipe and report every fault of it at once.
-
-    Args:
-        raw: Nested mapping as read from YAML.
-
-    Returns:
-        The checked recipe.
-
-    Raises:
-        SettingsError: Unknown keys (with the nearest valid one), wrong types, values out of
-            range and impossible combinations, one line each.
-    """
-    faults: list[str] = []
-    recipe = _build(Recipe, raw, "", faults)
-    if faults:
-        count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
-        lines = "\n".join(f"  - {fault}" for fault in faults)
-        raise SettingsError(f"The recipe has {count}:\n{lines}")
-    return typing.cast(Recipe, recipe)
-
-
-def load_recipe(path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file and apply `section.field=value` overrides.
-
-    Args:
-        path: A YAML file.
-        overrides: Strings such as "train.learning_rate=5e-4"; values are read as YAML.
-
-    Returns:
-        The checked recipe.
-
-    Raises:
-        SettingsError: The file is missing, is not YAML, or holds faults.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"Cannot read the recipe {path}: {error}.") from error
-    raw = parse_yaml(text, where=str(path))
-    if not isinstance(raw, dict):
-        raise SettingsError(f"{path} must hold a mapping (name:, data:, ...), got {_kind(raw)}.")
-    for override in overrides:
-        _apply_override(raw, override)
-    return recipe_from_dict(raw)
-
-
-def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
-    """Turn a recipe into plain mappings and lists, every field written out."""
-    return typing.cast("dict[str, Any]", to_plain(recipe))
-
-
-def yaml_text(recipe: Recipe) -> str:
-    """Write a recipe as YAML with every default spelled out, so the text says all there is."""
-    import yaml
-
-    return str(yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False, allow_unicode=True))
-
-
-def parse_yaml(text: str, *, where: str) -> Any:
-    """Read YAML safely, with 1e-3 as a number (YAML 1.1 would read a string).
-
-    Args:
-        text: The document.
-        where: Its name, for the error.
-
-    Returns:
-        Mappings, lists and scalars.
-
-    Raises:
-        SettingsError: The text is not YAML, or gives one key twice; the line is named.
-    """
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """A safe loader of our own, so that the resolver below stays ours alone."""
-
-    def mapping_without_twins(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-        keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-        for position, key in enumerate(keys):
-            if key in keys[:position]:
-                line = node.value[position][0].start_mark.line + 1
-                raise SettingsError(f"{where} line {line}: the key {key!r} is given twice.")
-        return loader.construct_mapping(node, deep=True)
-
-    Loader.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
-        list("-+.0123456789"),
-    )
-    Loader.add_constructor("tag:yaml.org,2002:map", mapping_without_twins)
-    try:
-        return yaml.load(text, Loader=Loader)  # noqa: S506  (a SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not readable"
-        raise SettingsError(f"{where}{line} is not valid YAML: {problem}.") from error
 
 
 def _check(settings: object, *rules: tuple[bool, str, str]) -> None:
@@ -468,139 +488,6 @@ def _check(settings: object, *rules: tuple[bool, str, str]) -> None:
     ]
     if faults:
         raise SettingsError("\n".join(faults))
-
-
-def _apply_override(raw: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key.strip():
-        raise SettingsError(f"--set needs section.field=value, got {override!r}.")
-    *sections, last = key.strip().split(".")
-    place = raw
-    for section in sections:
-        inner = place.setdefault(section, {})
-        if not isinstance(inner, dict):
-            raise SettingsError(f"--set {override}: {section!r} is not a section.")
-        place = inner
-    place[last] = parse_yaml(value, where=f"--set {key}")
-
-
-def _build(cls: Any, raw: object, path: str, faults: list[str]) -> Any:
-    """Build one dataclass; collect faults instead of stopping at the first."""
-    if not isinstance(raw, Mapping):
-        faults.append(f"{path or 'the recipe'} must be a mapping, got {_kind(raw)}.")
-        return None
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    unfit: list[str] = []  # fields given wrongly; their defaults must not be blamed in their place
-    values: dict[str, Any] = {}
-    for key, value in raw.items():
-        where = f"{path}.{key}" if path else str(key)
-        if key not in fields:
-            faults.append(f"unknown key {where!r}.{near_names(str(key), fields)}")
-        elif dataclasses.is_dataclass(hints[key]):
-            known = len(faults)
-            section = _build(hints[key], value, where, faults)
-            unfit += [where] * (section is None)
-            unfit += [fault.split(" ", 1)[0] for fault in faults[known:]]
-            if section is not None:
-                values[key] = section
-        else:
-            fits, converted = _fit(value, hints[key])
-            if fits:
-                values[key] = converted
-            else:
-                faults.append(f"{where} must be {_describe(hints[key])}, got {value!r}.")
-                unfit.append(where)
-    for name, info in fields.items():
-        if name not in raw and _is_required(info):
-            faults.append(f"{path + '.' if path else ''}{name} is missing.")
-    required = {name for name, info in fields.items() if _is_required(info)}
-    if not required <= set(values):
-        return None
-    try:  # with defaults in the place of wrong types, so that ranges are judged in the same pass
-        return cls(**values)
-    except SettingsError as error:
-        lines = str(error).splitlines()
-    prefix = f"{path}." if path else ""
-    faults += [
-        line.replace(f"{cls.__name__}.", prefix, 1)
-        for line in lines
-        if not any(place in line for place in unfit)
-    ]
-    bad = {line.removeprefix(f"{cls.__name__}.").split(" ", 1)[0] for line in lines}
-    with contextlib.suppress(SettingsError, TypeError):  # without the fields that are out of range
-        return cls(**{name: value for name, value in values.items() if name not in bad})
-    return None
-
-
-def _is_required(info: dataclasses.Field[Any]) -> bool:
-    return info.default is dataclasses.MISSING and info.default_factory is dataclasses.MISSING
-
-
-def _fit(value: Any, hint: Any) -> tuple[bool, Any]:  # noqa: PLR0911  (one return per kind)
-    """Say whether a YAML value fits a type, and give it in that type."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        # YAML 1.1 reads `none` as a string but `off` as False; only the listed words count.
-        return value in arguments and isinstance(value, str), value
-    if origin in (types.UnionType, typing.Union):
-        for option in arguments:
-            fits, converted = _fit(value, option)
-            if fits:
-                return True, converted
-        return False, value
-    if hint is type(None):
-        return value is None, None
-    if hint is bool:
-        return isinstance(value, bool), value
-    if hint is float:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number, float(value) if number else value
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool), value
-    if hint is str:
-        text = value.isoformat() if isinstance(value, datetime.date) else value  # YAML knows dates
-        return isinstance(text, str), text
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            return False, value
-        fitted = [_fit(item, arguments[0]) for item in value]
-        return all(fits for fits, _ in fitted), tuple(item for _, item in fitted)
-    if origin is not None and issubclass(origin, Mapping):
-        return _fit_mapping(value, lists=arguments[1] is not str)
-    return False, value
-
-
-def _fit_mapping(value: Any, *, lists: bool) -> tuple[bool, Any]:
-    """Fit {text: text}; or, where lists are wanted, {column: value or [values]} to (values,)."""
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        return False, value
-    if not lists:
-        return all(isinstance(item, str) for item in value.values()), dict(value)
-    listed = {k: tuple(v) if isinstance(v, list | tuple) else (v,) for k, v in value.items()}
-    fits = all(isinstance(item, str) for items in listed.values() for item in items)
-    return fits, listed
-
-
-def _describe(hint: Any) -> str:
-    """Say in words what a type accepts."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return "one of " + ", ".join(str(argument) for argument in arguments)
-    if origin in (types.UnionType, typing.Union):
-        return " or ".join(_describe(argument) for argument in arguments)
-    if origin is tuple:
-        return f"a list of {_describe(arguments[0])}s"
-    if origin is not None and issubclass(origin, Mapping):
-        pair = "text to text" if arguments[1] is str else "column to text values"
-        return f"a mapping from {pair}"
-    words = {int: "whole number", float: "number", str: "text", bool: "true or false"}
-    return words.get(hint, "null" if hint is type(None) else str(hint))
-
-
-def _kind(value: object) -> str:
-    names = {list: "a list", dict: "a mapping", str: "text", type(None): "nothing"}
-    return names.get(type(value), type(value).__name__)
 
 
 def to_plain(value: Any) -> Any:

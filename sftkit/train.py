@@ -9,34 +9,47 @@ the step over micro-batches or processes changes nothing.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from sftkit import forward, regularise
 from sftkit.batching import deal, plan_batches
 from sftkit.errors import TrainError
-from sftkit.forward import Batch, collate, unwrapped
-from sftkit.records import IGNORE, Encoded, Step, TrainRecord
+from sftkit.forward import Batch, unwrapped
+from sftkit.optim import make_optimizer
+from sftkit.records import Example, Step, TrainRecord
 from sftkit.settings import TrainSettings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-Objective = Callable[[Any, Batch], tuple[torch.Tensor, int]]
+Objective = Callable[[Any, Batch], tuple[torch.Tensor, float]]
 OnStep = Callable[[Step, int], None]
+Measure = Callable[[], Mapping[str, float]]
+"""Measures the model in training on validation examples: metrics by name, heldout_loss first."""
+
+
+class Collate(Protocol):
+    """Makes one batch of tensors of examples, as `forward.collate` does."""
+
+    def __call__(self, examples: Sequence[Any], *, pad_id: int, device: torch.device) -> Batch:
+        """Pad the examples and put them on the device."""
+        ...
 
 
 def train(
     model: Any,
-    examples: Sequence[Encoded],
+    examples: Sequence[Example],
     settings: TrainSettings,
     *,
     objective: Objective,
-    heldout_loss: Callable[[], float] | None = None,
+    collate: Collate = forward.collate,
+    measure: Measure | None = None,
+    rate_scales: Mapping[str, float] | None = None,
     on_step: OnStep | None = None,
 ) -> TrainRecord:
     """Train a model's adapter in place.
@@ -46,7 +59,10 @@ def train(
         examples: Training examples.
         settings: How to train.
         objective: The loss, such as `objectives.chat_loss`.
-        heldout_loss: Measures the validation loss, nats per token; called between steps.
+        collate: Makes tensors of a batch; `forward.collate` does it for conversations.
+        measure: Measures the model on validation examples; called before the first step and
+            between steps.
+        rate_scales: Factor on the learning rate by a part of parameters' names (lora+).
         on_step: Told every step and the count of all steps.
 
     Returns:
@@ -56,10 +72,10 @@ def train(
         TrainError: Nothing would be learned, or the loss is no longer a number.
     """
     refuse_if_nothing_to_learn(model, examples)
-    lengths = [len(example.input_ids) for example in examples]
+    lengths = [example.length for example in examples]
     plan = plan_steps(lengths, settings)
     accelerator = _accelerator(unwrapped(model))
-    optimizer = _optimizer(model, settings)
+    optimizer = make_optimizer(model, settings, rate_scales=rate_scales)
     model, optimizer = accelerator.prepare(model, optimizer)
     torch.manual_seed(settings.seed)
 
@@ -67,65 +83,115 @@ def train(
         round(len(plan) * part / settings.heldout_evaluations)
         for part in range(1, settings.heldout_evaluations + 1)
     }
-    heldout_start = heldout_loss() if heldout_loss else None
+    best = _best_weights(model, settings, measure)
+    metrics = measure() if measure else {}
+    heldout_start = metrics.get("heldout_loss")
+    if best:
+        best.see(0, metrics)
     steps: list[Step] = []
-    tokens = supervised = 0
-    seconds = 0.0
+    tokens, weight, seconds = 0, 0.0, 0.0
     model.train()
-    for number, batch in enumerate(plan, start=1):
-        started = time.perf_counter()
-        rate = rate_at(number, len(plan), settings)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss = _backward(
-            model,
-            accelerator,
-            [examples[row] for row in batch],
-            objective=objective,
-            micro_batches=settings.micro_batches,
-        )
-        if not math.isfinite(loss):
-            raise TrainError(
-                f"The loss of step {number} is {loss}, so training stopped. Rows of the batch: "
-                f"{sorted(examples[row].row for row in batch)[:20]}. Usual causes: learning_rate "
-                f"too high (here {settings.learning_rate:g}) or float16 overflow."
+    with _for_training(model, settings):
+        for number, batch in enumerate(plan, start=1):
+            started = time.perf_counter()
+            rate = rate_at(number, len(plan), settings)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["rate_scale"]
+            chosen = [examples[row] for row in batch]
+            loss = _backward(
+                model,
+                accelerator,
+                chosen,
+                objective=objective,
+                collate=collate,
+                micro_batches=settings.micro_batches,
             )
-        norm = accelerator.clip_grad_norm_(_trained(model), settings.max_grad_norm)
-        if accelerator.scaler is None and not math.isfinite(norm):  # a scaler skips such steps
-            raise TrainError(
-                f"The gradient of step {number} is {float(norm)}, so training stopped before the "
-                f"adapter changed. Rows of the batch: "
-                f"{sorted(examples[row].row for row in batch)[:20]}. Usual cause: learning_rate "
-                f"too high (here {settings.learning_rate:g})."
+            _stop_unless_finite("loss", loss, number, chosen, settings)
+            norm = accelerator.clip_grad_norm_(_trained(model), settings.max_grad_norm)
+            if accelerator.scaler is None:  # a scaler skips such steps
+                _stop_unless_finite("gradient", float(norm), number, chosen, settings)
+            optimizer.step()
+            optimizer.zero_grad()
+            tokens += sum(lengths[row] for row in batch)
+            weight += sum(example.weight for example in chosen)
+            seconds += time.perf_counter() - started
+            metrics = measure() if measure and number in measure_after else {}
+            step = Step(
+                step=number,
+                loss=loss,
+                learning_rate=rate,
+                grad_norm=float(norm) if norm is not None else 0.0,
+                tokens=tokens,
+                seconds=seconds,
+                heldout_loss=metrics.get("heldout_loss"),
+                metrics={name: metrics[name] for name in metrics if name != "heldout_loss"},
             )
-        optimizer.step()
-        optimizer.zero_grad()
-        tokens += sum(lengths[row] for row in batch)
-        supervised += sum(examples[row].supervised for row in batch)
-        seconds += time.perf_counter() - started
-        step = Step(
-            step=number,
-            loss=loss,
-            learning_rate=rate,
-            grad_norm=float(norm) if norm is not None else 0.0,
-            tokens=tokens,
-            seconds=seconds,
-        )
-        if heldout_loss and number in measure_after:
-            step = dataclasses.replace(step, heldout_loss=heldout_loss())
-        steps.append(step)
-        if on_step and accelerator.is_main_process:
-            on_step(step, len(plan))
+            steps.append(step)
+            if on_step and accelerator.is_main_process:
+                on_step(step, len(plan))
+            if best and metrics:
+                best.see(number, metrics)
+                if best.is_over:
+                    break
+    if best:
+        best.put_back()
     model.eval()
     return TrainRecord(
         steps=tuple(steps),
         heldout_start=heldout_start,
+        kept_step=best.step if best else len(steps),
         tokens=tokens,
-        supervised_tokens=supervised,
+        supervised_tokens=round(weight),
         seconds=seconds,
         trainable_parameters=sum(p.numel() for p in _trained(model)),
         total_parameters=sum(p.numel() for p in model.parameters()),
     )
+
+
+@contextlib.contextmanager
+def _for_training(model: Any, settings: TrainSettings) -> Iterator[None]:
+    """Put on what only training has: noise on embeddings, activations that are computed twice."""
+    base = unwrapped(model)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(regularise.noisy_embeddings(model, settings.neftune_alpha))
+        if settings.activation_checkpointing:
+            if not base.supports_gradient_checkpointing:
+                raise TrainError(
+                    f"{type(base).__name__} cannot compute its activations twice. Use "
+                    "activation_checkpointing: false and more micro_batches."
+                )
+            # The second computation happens in the backward pass, outside of the forward's
+            # precision; inputs must not be cast there either.
+            stack.enter_context(forward.without_input_copies(model))
+            # By the name of transformers before 5.2x where it has no other.
+            name = "activation" if hasattr(base, "activation_checkpointing_enable") else "gradient"
+            getattr(base, f"{name}_checkpointing_enable")({"use_reentrant": False})
+            stack.callback(getattr(base, f"{name}_checkpointing_disable"))
+        yield
+
+
+def _best_weights(
+    model: Any, settings: TrainSettings, measure: Measure | None
+) -> regularise.BestWeights | None:
+    if settings.early_stopping is None:
+        return None
+    if measure is None:
+        raise TrainError(
+            f"train.early_stopping={settings.early_stopping!r} needs validation examples to "
+            "measure, and there are none. Raise data.validation_fraction."
+        )
+    return regularise.BestWeights(model, settings.early_stopping, settings.early_stopping_patience)
+
+
+def _stop_unless_finite(
+    what: str, value: float, number: int, chosen: Sequence[Example], settings: TrainSettings
+) -> None:
+    if not math.isfinite(value):
+        raise TrainError(
+            f"The {what} of step {number} is {value}, so training stopped before the adapter "
+            f"changed. Rows of the batch: {sorted(example.row for example in chosen)[:20]}. Usual "
+            f"causes: learning_rate too high (here {settings.learning_rate:g}) or float16 overflow."
+        )
 
 
 def plan_steps(lengths: Sequence[int], settings: TrainSettings) -> list[list[int]]:
@@ -133,6 +199,7 @@ def plan_steps(lengths: Sequence[int], settings: TrainSettings) -> list[list[int
     plan = plan_batches(
         lengths,
         max_tokens=settings.max_tokens_per_batch,
+        max_rows=settings.examples_per_batch,
         epochs=settings.epochs,
         seed=settings.seed,
     )
@@ -159,7 +226,7 @@ def rate_at(step: int, steps: int, settings: TrainSettings) -> float:
     return settings.learning_rate * shape[settings.schedule]
 
 
-def refuse_if_nothing_to_learn(model: Any, examples: Sequence[Encoded]) -> None:
+def refuse_if_nothing_to_learn(model: Any, examples: Sequence[Example]) -> None:
     """Stop before the first step when no token is supervised or no parameter is trained.
 
     Raises:
@@ -167,13 +234,13 @@ def refuse_if_nothing_to_learn(model: Any, examples: Sequence[Encoded]) -> None:
     """
     if not examples:
         raise TrainError("There are no training examples. See the refused rows for why.")
-    total = sum(len(example.input_ids) for example in examples)
-    if not any(example.supervised for example in examples):
+    silent = [example.row for example in examples if not example.weight]
+    if len(silent) == len(examples):
+        total = sum(example.length for example in examples)
         raise TrainError(
             f"0 of {total} tokens would be learned from: every label is masked. Check that the "
             "rows have assistant turns and that the chat template is the model's own."
         )
-    silent = [example.row for example in examples if not example.supervised]
     if silent:
         raise TrainError(
             f"{len(silent)} of {len(examples)} examples have no supervised token and would teach "
@@ -186,17 +253,18 @@ def refuse_if_nothing_to_learn(model: Any, examples: Sequence[Encoded]) -> None:
 def _backward(
     model: Any,
     accelerator: Accelerator,
-    batch: Sequence[Encoded],
+    batch: Sequence[Example],
     *,
     objective: Objective,
+    collate: Collate,
     micro_batches: int,
 ) -> float:
     """Add the gradient of one step, over micro-batches and processes; return its mean loss."""
     base = unwrapped(model)
-    pad_id = base.config.pad_token_id or 0
-    weight = sum(example.supervised for example in batch)
+    pad_id = getattr(base.config, "pad_token_id", None) or 0
+    weight = sum(example.weight for example in batch)
     hands = deal(
-        [len(example.input_ids) for example in batch],
+        [example.length for example in batch],
         process=accelerator.process_index,
         processes=accelerator.num_processes,
         micro_batches=micro_batches,
@@ -204,7 +272,7 @@ def _backward(
     total = torch.zeros((), device=base.device)
     for turn, places in enumerate(hands, start=1):
         # A process without rows still takes part, with a row that teaches nothing.
-        chosen = [batch[place] for place in places] or [_silenced(batch[0])]
+        chosen = [batch[place] for place in places] or [batch[0].silenced()]
         inputs = collate(chosen, pad_id=pad_id, device=base.device)
         last = turn == len(hands)
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
@@ -215,10 +283,6 @@ def _backward(
     return float(accelerator.reduce(total, reduction="sum")) / weight
 
 
-def _silenced(example: Encoded) -> Encoded:
-    return dataclasses.replace(example, labels=(IGNORE,) * len(example.labels))
-
-
 def _accelerator(base: Any) -> Accelerator:
     """Make the accelerator for the device the model already lives on."""
     from accelerate import Accelerator
@@ -226,20 +290,6 @@ def _accelerator(base: Any) -> Accelerator:
     # 16-bit compute is autocast in `forward`; float16 also needs its gradients scaled.
     half = base.dtype == torch.float16
     return Accelerator(cpu=base.device.type == "cpu", mixed_precision="fp16" if half else "no")
-
-
-def _optimizer(model: Any, settings: TrainSettings) -> torch.optim.Optimizer:
-    """AdamW; weight decay acts on matrices only."""
-    trained = _trained(model)
-    matrices = [p for p in trained if p.ndim > 1]
-    others = [p for p in trained if p.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=settings.learning_rate
-    )
 
 
 def _trained(model: Any) -> list[torch.nn.Parameter]:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+from sftkit.recipe import recipe_to_dict
 from sftkit.records import (
     Answer,
     Change,
@@ -26,7 +27,7 @@ from sftkit.records import (
     Verdict,
     Verdicts,
 )
-from sftkit.settings import DataSettings, ModelSettings, Recipe, TrainSettings, recipe_to_dict
+from sftkit.settings import DataSettings, ModelSettings, Recipe, TrainSettings
 
 RECIPE = Recipe(
     name="shop",
@@ -174,7 +175,8 @@ def sample_record(**changes: Any) -> RunRecord:
             example_supervised=(False,) * (len(TOKENS) - 4) + (True,) * 4,
         ),
         training=TrainRecord(
-            steps=steps, heldout_start=3.39, tokens=68_930, supervised_tokens=21_300,
+            steps=steps, heldout_start=3.39, kept_step=len(steps), tokens=68_930,
+            supervised_tokens=21_300,
             seconds=271.2, trainable_parameters=4_884_480, total_parameters=139_400_000,
         ),
         cost=Cost(
@@ -225,7 +227,8 @@ def unmeasured_record() -> RunRecord:
         ),
         answers=(),
         training=TrainRecord(
-            steps=_steps(3), heldout_start=None, tokens=1830, supervised_tokens=570, seconds=7.2,
+            steps=_steps(3), heldout_start=None, kept_step=3, tokens=1830,
+            supervised_tokens=570, seconds=7.2,
             trainable_parameters=4_884_480, total_parameters=139_400_000,
         ),
     )  # fmt: skip

@@ -162,7 +162,7 @@ def test_text_from_data_is_never_mathtext(tmp_path):
 
 def test_a_run_without_steps_has_a_figure_too():
     nothing = TrainRecord(
-        steps=(), heldout_start=3.2, tokens=0, supervised_tokens=0, seconds=0.0,
+        steps=(), heldout_start=3.2, kept_step=0, tokens=0, supervised_tokens=0, seconds=0.0,
         trainable_parameters=1, total_parameters=2,
     )  # fmt: skip
     figure = plots.plot_training(nothing, total_steps=40)

@@ -165,7 +165,7 @@ def test_a_record_that_is_no_text_is_refused(tmp_path):
 def test_a_record_of_another_version_is_refused(tmp_path):
     other = dataclasses.replace(sample_record(), record_version=RECORD_VERSION + 1)
     (tmp_path / "run.json").write_text(to_json(other), encoding="utf-8")
-    with pytest.raises(RecordError, match=r"has record_version 2; this sftkit reads 1\."):
+    with pytest.raises(RecordError, match=r"has record_version 3; this sftkit reads 2\."):
         load_run(tmp_path)
 
 

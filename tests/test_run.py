@@ -11,9 +11,10 @@ import pytest
 
 from sftkit.errors import DataError, SettingsError, TrainError
 from sftkit.prepare import prepare_data
+from sftkit.recipe import load_recipe, recipe_from_dict, recipe_to_dict
 from sftkit.records import load_run
 from sftkit.run import find_recipe, run
-from sftkit.settings import DataSettings, Recipe, load_recipe, recipe_from_dict, recipe_to_dict
+from sftkit.settings import DataSettings, Recipe
 
 COLOURS = ["red", "blue", "green", "pink", "grey", "gold", "teal", "plum", "rust", "lime"]
 SCRIPT = "<script>alert('x')</script>"

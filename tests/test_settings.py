@@ -10,6 +10,13 @@ from pathlib import Path
 import pytest
 
 from sftkit.errors import SettingsError
+from sftkit.recipe import (
+    load_recipe,
+    parse_yaml,
+    recipe_from_dict,
+    recipe_to_dict,
+    yaml_text,
+)
 from sftkit.settings import (
     AdapterSettings,
     DataSettings,
@@ -17,11 +24,6 @@ from sftkit.settings import (
     ModelSettings,
     Recipe,
     TrainSettings,
-    load_recipe,
-    parse_yaml,
-    recipe_from_dict,
-    recipe_to_dict,
-    yaml_text,
 )
 
 RECIPES = sorted((Path(__file__).resolve().parent.parent / "sftkit" / "recipes").glob("*.yaml"))
@@ -56,7 +58,8 @@ def test_all_faults_of_a_recipe_are_told_together_each_with_its_place():
         }
     ) == [
         "The recipe has 8 faults:",
-        "  - unknown key 'model.quantisation'. Did you mean 'quantization'?",
+        "  - unknown key 'model.quantisation'. Did you mean 'quantization' or "
+        "'double_quantization'?",
         "  - data.limit must be 1 or more, got 0.",
         "  - adapter.r must be whole number, got 'sixteen'.",
         "  - unknown key 'train.learning_rat'. Did you mean 'learning_rate'?",
@@ -180,7 +183,7 @@ def test_float16_on_a_cpu_is_impossible():
 
 def test_a_key_near_nothing_gets_the_list_of_valid_ones():
     assert faults_of({"name": "x", "data": {"source": "cwe"}, "zzz": 1})[1] == (
-        "  - unknown key 'zzz'. Valid: adapter, data, evaluate, model, name, train."
+        "  - unknown key 'zzz'. Valid: adapter, data, evaluate, model, name, objective, train."
     )
 
 
@@ -204,7 +207,7 @@ def test_missing_required_fields_are_named():
         ),
         (
             {"model": {"quantization": "int4"}},
-            "model.quantization must be one of none, int8, nf4, got 'int4'.",
+            "model.quantization must be one of none, int8, nf4, fp4, got 'int4'.",
         ),
         ({"train": [1]}, "train must be a mapping, got a list."),
         ({"evaluate": None}, "evaluate must be a mapping, got nothing."),

@@ -11,7 +11,8 @@ from sftkit.adapter import adapter_scaled, attach_adapter, weaken_adapter
 from sftkit.errors import DataError
 from sftkit.forward import last_logits_only, output_head
 from sftkit.prepare import replayed_passages
-from sftkit.settings import AdapterSettings, Recipe, recipe_from_dict
+from sftkit.recipe import recipe_from_dict
+from sftkit.settings import AdapterSettings, Recipe
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
 

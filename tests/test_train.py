@@ -320,11 +320,12 @@ def test_heldout_loss_is_measured_before_and_evenly_through_the_run():
         make_examples(),
         settings,
         objective=chat_loss,
-        heldout_loss=lambda: next(told),
+        measure=lambda: {"heldout_loss": next(told), "drift": 0.5},
         on_step=lambda step, steps: seen.append((step, steps)),
     )
     assert record.heldout_start == 5.0
     assert [step.heldout_loss for step in record.steps] == [None, 4.0, None, 3.0, None, 2.0]
+    assert [step.metrics for step in record.steps] == [{}, {"drift": 0.5}] * 3
     assert seen == [(step, 6) for step in record.steps]
 
 
@@ -401,8 +402,8 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows():
             on_step=lambda step, steps: seen.append(weights_of(model)),
         )
     assert str(caught.value) == (
-        "The loss of step 3 is nan, so training stopped. Rows of the batch: [0, 1, 2, 3, 4, 5, 6, "
-        "7]. Usual causes: learning_rate too high (here 0.01) or float16 overflow."
+        "The loss of step 3 is nan, so training stopped before the adapter changed. Rows of the "
+        "batch: [0, 1, 2, 3, 4, 5, 6, 7]. Usual causes: learning_rate too high (here 0.01) or float16 overflow."
     )
     assert len(seen) == 2
     assert furthest(seen[-1], weights_of(model)) == 0.0  # as the last good step left it

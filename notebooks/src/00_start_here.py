@@ -291,17 +291,17 @@ from contextlib import closing
 
 from sftkit import chat_loss, make_watcher
 from sftkit.adapter import weaken_adapter
-from sftkit.run import make_heldout_loss
+from sftkit.run import make_measure
 from sftkit.train import train
 
-heldout_loss = make_heldout_loss(tuned, data.validation)
-with closing(make_watcher(heldout_start=heldout_loss())) as watcher, clock.timed("training"):
+measure = make_measure(tuned, data.validation)
+with closing(make_watcher(heldout_start=measure()["heldout_loss"])) as watcher, clock.timed("training"):
     training = train(
         tuned,
         data.train,
         recipe.train,
         objective=chat_loss,
-        heldout_loss=heldout_loss,
+        measure=measure,
         on_step=watcher.on_step,
     )
 weaken_adapter(tuned, recipe.adapter.strength)  # 1, unless the recipe asks for less
