@@ -34,7 +34,8 @@ LEGS = {
     "trl-best": "TRL SFTTrainer, bf16 weights, bf16 autocast, no checkpointing, eager attention",
     "trainer": "peft + transformers.Trainer, defaults: fp32, sdpa",
     "sftkit": "sftkit, defaults: dtype auto",
-    "sftkit-lean": "sftkit, dtype auto, four micro-batches a step",
+    "sftkit-lean": "sftkit, dtype auto, two micro-batches a step",
+    "sftkit-leaner": "sftkit, dtype auto, four micro-batches a step",
     "sftkit-fp32": "sftkit, dtype float32",
 }
 BASELINE = "trl"
@@ -180,7 +181,7 @@ def train_sftkit(leg: str, job: Job, rows: Rows, watch: Stopwatch) -> tuple[Any,
     lora = AdapterSettings(r=job.r, lora_alpha=2 * job.r)
     tuned = adapter.attach_adapter(base, lora, seed=job.seed)
     watch.tokens = [sum(len(rows.train[row].input_ids) for row in b) for b in rows.batches]
-    micro_batches = 4 if leg == "sftkit-lean" else 1
+    micro_batches = {"sftkit-lean": 2, "sftkit-leaner": 4}.get(leg, 1)
     record = train.train(
         tuned,
         rows.train,

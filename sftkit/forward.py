@@ -6,7 +6,8 @@ Training and every scorer go through here, so what is measured is what was train
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Batch = dict[str, torch.Tensor]
+HEAD_ROWS = 64
+"""Positions whose logits are in memory at a time, in training."""
+HEAD_SCALE = 4096.0
+_STANDS_ALONE: weakref.WeakKeyDictionary[torch.nn.Module, bool] = weakref.WeakKeyDictionary()
 
 
 def collate(examples: Sequence[Encoded], *, pad_id: int, device: torch.device) -> Batch:
@@ -77,12 +82,15 @@ def logits_at(model: Any, chosen: torch.Tensor, **inputs: torch.Tensor) -> torch
     return torch.as_tensor(output.logits).float()
 
 
-def answer_losses(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def answer_losses(
+    model: Any, batch: Batch, *, label_smoothing: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute the cross-entropy of every supervised token.
 
     Args:
         model: A causal model.
         batch: From `collate`; labels of shape (B, T), not shifted.
+        label_smoothing: Share of each target that is spread evenly over the vocabulary.
 
     Returns:
         Losses in nats, shape (N,), and the row each belongs to, shape (N,). N is the count of
@@ -92,11 +100,108 @@ def answer_losses(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]
     targets = torch.full_like(labels, IGNORE)
     targets[:, :-1] = labels[:, 1:]
     chosen = targets != IGNORE
-    logits = logits_at(
-        model, chosen, input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-    )
-    losses = torch.nn.functional.cross_entropy(logits, targets[chosen], reduction="none")
-    return losses, chosen.nonzero()[:, 0]
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    rows = chosen.nonzero()[:, 0]
+
+    def losses_of(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(
+            logits.float(), wanted, reduction="none", label_smoothing=label_smoothing
+        )
+
+    if not _head_stands_alone(model):
+        return losses_of(logits_at(model, chosen, **inputs), targets[chosen]), rows
+    hidden = hidden_at(model, chosen, **inputs)
+    with precision_of(model):
+        head = output_head(model)
+        if torch.is_grad_enabled() and hidden.requires_grad:
+            return _LossesInParts.apply(hidden, targets[chosen], head, losses_of), rows
+        parts = zip(hidden.split(HEAD_ROWS), targets[chosen].split(HEAD_ROWS), strict=True)
+        return torch.cat([losses_of(head(part), wanted) for part, wanted in parts]), rows
+
+
+def hidden_at(model: Any, chosen: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+    """Run the model's own forward and give what its output head is fed at chosen positions.
+
+    Args:
+        model: A causal model, bare or wrapped by peft or Accelerate.
+        chosen: True where wanted, shape (B, T).
+        inputs: Tensors for the model's forward, input_ids of shape (B, T) among them.
+
+    Returns:
+        Hidden states of shape (N, D), N the count of chosen positions in row order.
+    """
+    kept: list[torch.Tensor] = []
+
+    def keep_chosen(_: torch.nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        kept.append(given[0][:, -chosen.shape[1] :][chosen])
+        return (given[0][:, :0], *given[1:])  # the head itself has nothing to do
+
+    hook = output_head(model).register_forward_pre_hook(keep_chosen)
+    try:
+        with precision_of(model):
+            model(**inputs, use_cache=False)
+    finally:
+        hook.remove()
+    return kept[0]
+
+
+class _LossesInParts(torch.autograd.Function):
+    """Losses of hidden states, a few rows of logits at a time.
+
+    A row's gradient needs no other row, so it is computed with the row's logits, and only the
+    gradient by the hidden state is kept: (N, D) numbers in the place of several times (N, V). The
+    arithmetic is that of computing all logits at once.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]  # each function has its own inputs
+        ctx: Any,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        head: torch.nn.Module,
+        losses_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        losses, gradients = [], []
+        parts = zip(hidden.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True)
+        for given, wanted in parts:
+            with torch.enable_grad():
+                part = given.detach().requires_grad_()
+                of_part = losses_of(head(part), wanted)
+                # So that no small gradient is lost in float16; a power of two changes nothing.
+                scaled = of_part.sum() * HEAD_SCALE
+            (gradient,) = torch.autograd.grad(scaled, part)
+            losses.append(of_part.detach())
+            gradients.append(gradient.float() / HEAD_SCALE)
+        ctx.save_for_backward(torch.cat(gradients) if gradients else hidden.float())
+        ctx.dtype = hidden.dtype
+        return torch.cat(losses) if losses else hidden.new_zeros(0, dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, of_losses: torch.Tensor) -> Any:  # type: ignore[override]
+        (gradients,) = ctx.saved_tensors
+        return (of_losses[:, None] * gradients).to(ctx.dtype), None, None, None
+
+
+def _head_stands_alone(model: Any) -> bool:
+    """Say whether logits are what the frozen head gives: some models scale or cap them after it.
+
+    Found out once per model, by putting one token through both.
+    """
+    head = output_head(model)
+    if any(parameter.requires_grad for parameter in head.parameters()):
+        return False
+    if head not in _STANDS_ALONE:
+        base = unwrapped(model)
+        one = torch.zeros((1, 1), dtype=torch.long, device=base.device)
+        fed: list[torch.Tensor] = []
+        hook = head.register_forward_pre_hook(lambda _, given: fed.append(given[0]))
+        try:
+            with scoring(base), precision_of(base):
+                logits = base(input_ids=one, use_cache=False).logits
+                _STANDS_ALONE[head] = torch.allclose(logits, head(fed[0]), rtol=1e-2, atol=1e-2)
+        finally:
+            hook.remove()
+    return _STANDS_ALONE[head]
 
 
 @contextlib.contextmanager

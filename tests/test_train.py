@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from sftkit.adapter import attach_adapter, save_adapter
+from sftkit.adapter import attach_adapter
+from sftkit.adapter_files import save_adapter
 from sftkit.chat import encode_chat
 from sftkit.errors import TrainError
 from sftkit.forward import collate, logits_at
@@ -141,9 +142,14 @@ def test_the_output_head_sees_supervised_positions_only(tiny_model):
     seen: list[tuple[int, ...]] = []
     hook = tiny_model.lm_head.register_forward_hook(lambda _, given, out: seen.append(out.shape))
     batch = collate(make_examples(), pad_id=256, device=torch.device("cpu"))
+    chat_loss(tiny_model, batch)  # for the first time: finds out whether the head ends the model
+    seen.clear()
     chat_loss(tiny_model, batch)
     hook.remove()
-    assert seen == [(sum(len(answer) + 1 for answer in ANSWERS), len(TOKENIZER))]
+    of_forward, *parts = seen
+    assert of_forward == (8, 0, len(TOKENIZER))
+    assert sum(shape[0] for shape in parts) == sum(len(answer) + 1 for answer in ANSWERS)
+    assert {shape[1] for shape in parts} == {len(TOKENIZER)}
 
 
 def test_logits_at_chosen_positions_are_the_models_own(tiny_model):
@@ -403,7 +409,8 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows():
         )
     assert str(caught.value) == (
         "The loss of step 3 is nan, so training stopped before the adapter changed. Rows of the "
-        "batch: [0, 1, 2, 3, 4, 5, 6, 7]. Usual causes: learning_rate too high (here 0.01) or float16 overflow."
+        "batch: [0, 1, 2, 3, 4, 5, 6, 7]. Usual causes: learning_rate too high (here 0.01) or "
+        "float16 overflow."
     )
     assert len(seen) == 2
     assert furthest(seen[-1], weights_of(model)) == 0.0  # as the last good step left it
