@@ -35,7 +35,7 @@ LEGS = {
     "trainer": "peft + transformers.Trainer, defaults: fp32, sdpa",
     "sftkit": "sftkit, defaults: dtype auto",
     "sftkit-lean": "sftkit, dtype auto, two micro-batches a step",
-    "sftkit-leaner": "sftkit, dtype auto, four micro-batches a step",
+    "sftkit-checkpointed": "sftkit, dtype auto, activations computed twice",
     "sftkit-fp32": "sftkit, dtype float32",
 }
 BASELINE = "trl"
@@ -181,11 +181,14 @@ def train_sftkit(leg: str, job: Job, rows: Rows, watch: Stopwatch) -> tuple[Any,
     lora = AdapterSettings(r=job.r, lora_alpha=2 * job.r)
     tuned = adapter.attach_adapter(base, lora, seed=job.seed)
     watch.tokens = [sum(len(rows.train[row].input_ids) for row in b) for b in rows.batches]
-    micro_batches = {"sftkit-lean": 2, "sftkit-leaner": 4}.get(leg, 1)
     record = train.train(
         tuned,
         rows.train,
-        dataclasses.replace(rows.settings, micro_batches=micro_batches),
+        dataclasses.replace(
+            rows.settings,
+            micro_batches=2 if leg == "sftkit-lean" else 1,
+            activation_checkpointing=leg == "sftkit-checkpointed",
+        ),
         objective=objectives.chat_loss,
         on_step=lambda step, total: watch.step_done(),
     )

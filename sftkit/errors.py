@@ -8,6 +8,8 @@ SftkitError
 ├── ModelError      a base model that cannot be loaded as asked
 ├── AdapterError    an adapter that does not fit the model
 ├── TrainError      a run that cannot start, or had to stop
+│   ├── CheckpointError  a checkpoint that cannot be written, read or gone on from
+│   └── StoppedError     a run that was asked to stop, and did so with everything saved
 └── RecordError     a run folder that cannot be read
 """
 
@@ -59,6 +61,14 @@ class AdapterError(SftkitError):
 
 class TrainError(SftkitError):
     """A run that cannot start, or had to stop."""
+
+
+class CheckpointError(TrainError):
+    """A checkpoint that cannot be written, read or gone on from."""
+
+
+class StoppedError(TrainError):
+    """A run that was asked to stop, and did so with everything saved."""
 
 
 class RecordError(SftkitError):

@@ -154,7 +154,7 @@ class _LossesInParts(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]  # each function has its own inputs
+    def forward(
         ctx: Any,
         hidden: torch.Tensor,
         targets: torch.Tensor,
@@ -177,7 +177,7 @@ class _LossesInParts(torch.autograd.Function):
         return torch.cat(losses) if losses else hidden.new_zeros(0, dtype=torch.float32)
 
     @staticmethod
-    def backward(ctx: Any, of_losses: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, of_losses: torch.Tensor) -> Any:
         (gradients,) = ctx.saved_tensors
         return (of_losses[:, None] * gradients).to(ctx.dtype), None, None, None
 
@@ -227,7 +227,9 @@ def without_input_copies(model: Any) -> Iterator[None]:
     """Keep peft from casting the inputs of its layers, where autocast does it anyway."""
     from peft.helpers import disable_input_dtype_casting
 
-    if unwrapped(model).dtype in (torch.bfloat16, torch.float16):
+    # Layers of some methods, such as ia3, cast nothing and have no such switch.
+    casts = any(hasattr(layer, "cast_input_dtype_enabled") for layer in model.modules())
+    if casts and unwrapped(model).dtype in (torch.bfloat16, torch.float16):
         with disable_input_dtype_casting(model):
             yield
     else:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sftkit.catalog import ModelSource, fetch_model
-from sftkit.errors import ModelError
+from sftkit.catalog_hub import read_config
+from sftkit.errors import FetchError, ModelError
+from sftkit.loading import Case, check_loading, dropout_fields, quantized_as
 from sftkit.settings import ModelSettings
+from sftkit.weights import lean_folder, release_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -138,68 +143,206 @@ def load_model(
         FetchError: The model cannot be had.
         ModelError: It cannot be loaded as asked.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    return load_as(AutoModelForCausalLM, settings, dtype=dtype, source=source)
+
+
+def load_as(
+    kind: Any,
+    settings: ModelSettings,
+    *,
+    dtype: torch.dtype | None = None,
+    source: ModelSource | None = None,
+    heads: Sequence[str] = (),
+    **options: Any,
+) -> PreTrainedModel:
+    """Load a base model as one of transformers' Auto classes; see `load_model`.
+
+    Args:
+        kind: Such as AutoModelForCausalLM or AutoModelForSequenceClassification.
+        settings: Which model, and how its weights are held.
+        dtype: Type already picked; None picks it here.
+        source: Where the model lies, if already fetched.
+        heads: Modules whose weights may be fresh: a new head. They are never quantized. All
+            other weights must be there.
+        options: Passed on to the class, such as num_labels.
+    """
+    from safetensors import SafetensorError
+
     source = source or fetch_model(settings)
+    what = "a model with a new head" if heads else "a chat model"
     device = pick_device(settings)
     dtype = dtype or pick_dtype(settings).dtype
-    attention = settings.attention
-    if attention == "auto":
-        attention = "eager" if device.type == "cpu" else "sdpa"
-    options: dict[str, Any] = {}
-    if settings.quantization != "none":
-        options["quantization_config"] = _quantization(settings, dtype)
-        options["device_map"] = {"": str(device)}
+    config = _config_of(source)
+    case = Case(name=source.name, settings=settings, config=config, device=device.type, dtype=dtype)
+    check_loading(case)
+    options |= _how_held(settings, config, device=device, dtype=dtype, heads=heads)
     try:
         with _without_loading_bar():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source.path,
+            loaded: Any = kind.from_pretrained(
+                lean_folder(source, dtype),
                 revision=source.revision,
                 dtype=dtype,
-                attn_implementation=attention,
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
                 **options,
             )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{source.name!r} cannot be loaded as a chat model: {error}") from error
+        raise ModelError(f"{source.name!r} cannot be loaded as {what}: {error}") from error
     model: PreTrainedModel = loaded[0]
-    missing = sorted(loaded[1]["missing_keys"])
+    _check_whole(model, loaded[1], source, settings, heads)
+    if "device_map" not in options:
+        model.to(device)  # type: ignore[arg-type]  # transformers types .to() for tensors only
+    if getattr(model, "is_quantized", False) and device.type == "cpu":
+        _never_repack(model)
+        release_files(model)
+    return model.requires_grad_(False).eval()
+
+
+def _how_held(
+    settings: ModelSettings,
+    config: Mapping[str, Any],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    heads: Sequence[str],
+) -> dict[str, Any]:
+    """Give transformers' options for attention, dropout, quantization and placement."""
+    attention = settings.attention
+    if attention == "auto":
+        attention = "eager" if device.type == "cpu" else "sdpa"
+    options: dict[str, Any] = {"attn_implementation": attention}
+    if settings.dropout is not None:
+        options |= dict.fromkeys(dropout_fields(config), settings.dropout)
+    if settings.quantization != "none":
+        options["quantization_config"] = _quantization(settings, dtype)
+        if heads:
+            options["quantization_config"].llm_int8_skip_modules = list(heads)  # 4 bit too
+    if settings.device_map is not None:
+        options |= _placement(settings, device)
+    elif settings.quantization != "none" or quantized_as(config) is not None:
+        options["device_map"] = {"": str(device)}
+    return options
+
+
+def _check_whole(
+    model: PreTrainedModel,
+    report: Mapping[str, Any],
+    source: ModelSource,
+    settings: ModelSettings,
+    heads: Sequence[str],
+) -> None:
+    """Refuse weights that were made up, or went to a disk that was not offered."""
+    lost = (*report["missing_keys"], *(key[0] for key in report["mismatched_keys"]))
+    fresh = tuple(f"{head}." for head in heads)
+    missing = sorted(name for name in lost if not name.startswith(fresh))
     if missing:  # transformers would fill them with random numbers
         raise ModelError(
             f"{source.name!r} lacks {len(missing)} of its weights, such as {missing[0]}. Its files "
             "are incomplete, or belong to another kind of model; fetch it again."
         )
-    if settings.quantization == "none":
-        model.to(device)  # type: ignore[arg-type]  # transformers types .to() for tensors only
-    return model.requires_grad_(False).eval()
+    on_disk = "disk" in getattr(model, "hf_device_map", {}).values()
+    if on_disk and settings.offload_folder is None:
+        raise ModelError(
+            f"{source.name!r} does not fit into what model.device_map may use. Raise "
+            "model.max_memory, use quantization: nf4 or a smaller model; or, for answers alone, "
+            "give an offload_folder for the rest."
+        )
+
+
+def check_trainable(model: Any) -> None:
+    """Refuse a base model through which nothing can be trained.
+
+    Raises:
+        ModelError: Part of it lies on disk or beside the GPU, or its quantization lets no
+            gradient through.
+    """
+    placed = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
+    if "disk" in placed or ("cpu" in placed and len(placed) > 1):
+        away = ", ".join(sorted(placed & {"cpu", "disk"}))
+        raise ModelError(
+            f"Part of the model was offloaded to {away}. It can answer so, but training would "
+            "bring every layer back at every step. Use quantization: nf4, a smaller model, or a "
+            "larger device; or raise model.max_memory."
+        )
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None and not quantizer.is_trainable:
+        kind = quantizer.quantization_config.quant_method
+        raise ModelError(
+            f"Weights quantized as {getattr(kind, 'value', kind)} let no gradient through. Use the "
+            "model it was made from, with quantization: nf4."
+        )
+
+
+def _config_of(source: ModelSource) -> dict[str, Any]:
+    """Read a model's config.json; of a hub model that alone is downloaded."""
+    if not source.fingerprint.startswith("hub:"):
+        return read_config(Path(source.path) / "config.json")
+    from transformers import PretrainedConfig
+
+    try:
+        config: dict[str, Any] = PretrainedConfig.get_config_dict(
+            source.path, revision=source.revision
+        )[0]
+    except (OSError, ValueError) as error:
+        raise FetchError(f"{source.path!r} cannot be had from the hub: {error}") from error
+    return config
+
+
+def _placement(settings: ModelSettings, device: torch.device) -> dict[str, Any]:
+    """Give transformers' options for spreading layers; see ModelSettings."""
+    from accelerate.utils import get_max_memory
+
+    memory: dict[Any, Any] = {
+        int(name) if name.isdigit() else name: size for name, size in settings.max_memory.items()
+    }
+    if device.type == "cpu" and not memory:
+        memory = {"cpu": get_max_memory()["cpu"]}  # no GPU, though one may be there
+    placed: dict[str, Any] = {"device_map": settings.device_map, "max_memory": memory or None}
+    if settings.offload_folder is not None:
+        placed["offload_folder"] = settings.offload_folder
+    return placed
+
+
+def _never_repack(model: PreTrainedModel) -> None:
+    """Keep 4-bit layers as they were loaded.
+
+    On processors with AVX512-BF16, bitsandbytes 0.50 rounds their scales anew at the first forward
+    pass in evaluation mode, for a product that has no backward pass. Training after that (a look
+    at validation examples is enough) went on with gradients that leave the base model out.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 @contextlib.contextmanager
 def _without_loading_bar() -> Iterator[None]:
     """Keep transformers from drawing a bar per model; progress is shown by the run itself."""
-    from transformers.utils import logging
+    from transformers.utils import logging as words
 
-    was_on = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    was_on = words.is_progress_bar_enabled()
+    words.disable_progress_bar()
     try:
         yield
     finally:
         if was_on:
-            logging.enable_progress_bar()
+            words.enable_progress_bar()
 
 
 def _quantization(settings: ModelSettings, dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
     if settings.quantization == "int8":
+        # It would say at every forward pass of every layer that inputs become float16 for a while.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
+        bnb_4bit_quant_type=settings.quantization,
+        bnb_4bit_use_double_quant=settings.double_quantization,
         bnb_4bit_compute_dtype=dtype,
     )
 

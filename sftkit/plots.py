@@ -57,12 +57,15 @@ __all__ = [
 ]
 
 
-def plot_training(training: TrainRecord, *, total_steps: int | None = None) -> Figure:
+def plot_training(
+    training: TrainRecord, *, total_steps: int | None = None, unit: str = "nats per token"
+) -> Figure:
     """Draw training loss, held-out loss and learning rate over the steps.
 
     Args:
         training: What training did, so far or in the end.
         total_steps: Planned steps, so that a live curve does not rescale; None for a finished run.
+        unit: What the loss is counted in.
     """
     with styled():
         figure = new_figure()
@@ -89,7 +92,7 @@ def plot_training(training: TrainRecord, *, total_steps: int | None = None) -> F
         _label_training(loss_axes, held_points, losses)
         loss_axes.set_ylim(bottom=0)
         loss_axes.grid(axis="y")
-        loss_axes.set_ylabel("Loss, nats per token")
+        loss_axes.set_ylabel(f"Loss, {unit}")
         rate_axes.fill_between(numbers, [s.learning_rate for s in steps], color=BASE, alpha=0.45)
         top = max((s.learning_rate for s in steps), default=0.0)
         rate_axes.set_ylim(0, top * 1.15 or 1)
@@ -100,7 +103,7 @@ def plot_training(training: TrainRecord, *, total_steps: int | None = None) -> F
         # Room on the right for the label of the last held-out point.
         loss_axes.set_xlim(-0.02 * planned, planned * 1.1)
         rate_axes.locator_params(axis="x", integer=True)
-        title = _training_finding(training, held_points)
+        title = _training_finding(training, held_points, unit)
         alt = (
             f"{title} Training loss per optimizer step with a smoothed line, "
             f"{len(held_points)} held-out measurements, and the learning rate below."
@@ -220,7 +223,7 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     return path
 
 
-def _training_finding(training: TrainRecord, held: Sequence[tuple[int, float]]) -> str:
+def _training_finding(training: TrainRecord, held: Sequence[tuple[int, float]], unit: str) -> str:
     steps = training.steps
     name, values = "Held-out loss", [loss for _, loss in held]
     if len(values) < 2:
@@ -230,9 +233,9 @@ def _training_finding(training: TrainRecord, held: Sequence[tuple[int, float]]) 
     start, end = f"{values[0]:.2f}", f"{values[-1]:.2f}"
     count = f"{len(steps)} step{'s' if len(steps) != 1 else ''}"
     if start == end:
-        return f"{name} stayed at {end} nats per token in {count}."
+        return f"{name} stayed at {end} {unit} in {count}."
     verb = "fell" if values[-1] < values[0] else "rose"
-    return f"{name} {verb} from {start} to {end} nats per token in {count}."
+    return f"{name} {verb} from {start} to {end} {unit} in {count}."
 
 
 def _learned_finding(learned: Learned) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sftkit import catalog
+from sftkit.encoded import JoinedExamples
 from sftkit.errors import DataError, EncodeError
 from sftkit.records import ChoiceItem, DataFacts, Encoded, Finding, Refused
 from sftkit.settings import DataSettings, Recipe
@@ -62,9 +65,34 @@ def prepare_data(
     Raises:
         DataError: Errors in the data, all of one pass; or nothing is left to train on.
     """
+    questions = [item.question for items in probes.values() for item in items]
+    dataset, splits, findings = audited_splits(recipe.data, tokenizer, questions, note=note)
+    return encode_splits(recipe, dataset, splits, tokenizer, findings=findings)
+
+
+def audited_splits(
+    settings: DataSettings,
+    tokenizer: PreTrainedTokenizerBase | None,
+    questions: Sequence[str] = (),
+    *,
+    note: Callable[[str], None] = lambda text: None,
+) -> tuple[Dataset, Splits, tuple[Finding, ...]]:
+    """Read, audit and divide examples of any task.
+
+    Args:
+        settings: Which examples.
+        tokenizer: The model's tokenizer; None for images.
+        questions: None of these may stand in the training rows.
+        note: Told what was left out.
+
+    Returns:
+        The rows as read, the same rows divided, and what the audit found.
+
+    Raises:
+        DataError: Rows that do not fit the task, or errors in the data, all of one pass.
+    """
     from sftkit.dataset import audit, read, split
 
-    settings = recipe.data
     dataset = read.read_dataset(
         settings.source,
         task=settings.task,
@@ -80,7 +108,7 @@ def prepare_data(
     found = audit.audit_dataset(
         marked,
         tokenizer,
-        [item.question for items in probes.values() for item in items],
+        questions,
         group_by=settings.group_by,
         source=settings.source,
     )
@@ -90,9 +118,7 @@ def prepare_data(
             note(f"{len(dropped)} rows with errors were left out (data.faulty_rows: drop)")
     else:
         audit.raise_on_errors(found.findings, source=settings.source)
-    return encode_splits(
-        recipe, dataset, split.take_splits(marked, settings), tokenizer, findings=found.findings
-    )
+    return dataset, split.take_splits(marked, settings), found.findings
 
 
 def encode_splits(
@@ -115,7 +141,7 @@ def encode_splits(
     Raises:
         DataError: No training row could be encoded.
     """
-    from sftkit.dataset import balance, split
+    from sftkit.dataset import balance
     from sftkit.encoding import encode_dataset
 
     settings = recipe.data
@@ -134,24 +160,33 @@ def encode_splits(
         reasons = "; ".join(refusal.reason for refusal in encoded.refused[:3])
         raise DataError(f"No training row could be encoded: {reasons}", tuple(findings))
     replayed = replay_passages(recipe, encoded, tokenizer) if replays_passages else ()
-    terms = catalog.entry(settings.source) if settings.source in catalog.names() else None
     return PreparedData(
         splits=splits,
-        train=(*encoded, *replayed) if replayed else encoded,
+        train=JoinedExamples(encoded, replayed) if replayed else encoded,
         replayed=len(training) - len(own) + len(replayed),
         validation=encode(splits.validation),
         refused=encoded.refused,
         refused_rows=len(encoded.refused_rows),
         findings=tuple(findings),
-        facts=DataFacts(
-            source=settings.source,
-            fingerprint=split.fingerprint(dataset),
-            counts={name: count for name, count in splits.counts().items() if count},
-            groups={name: count for name, count in splits.group_counts().items() if count},
-            licence=terms.licence if terms else "not stated",
-            notice=terms.notice if terms else "",
-            findings=tuple(findings),
-        ),
+        facts=data_facts(settings, dataset, splits, findings),
+    )
+
+
+def data_facts(
+    settings: DataSettings, dataset: Dataset, splits: Splits, findings: Sequence[Finding]
+) -> DataFacts:
+    """Write down where the data came from, how it was divided, and its terms."""
+    from sftkit.dataset import split
+
+    terms = catalog.entry(settings.source) if settings.source in catalog.names() else None
+    return DataFacts(
+        source=settings.source,
+        fingerprint=split.fingerprint(dataset),
+        counts={name: count for name, count in splits.counts().items() if count},
+        groups={name: count for name, count in splits.group_counts().items() if count},
+        licence=terms.licence if terms else "not stated",
+        notice=terms.notice if terms else "",
+        findings=tuple(findings),
     )
 
 
@@ -189,16 +224,23 @@ def replay_passages(
     """Encode the passages that are replayed beside training examples."""
     from sftkit.evidence.perplexity import encode_passages
 
-    def encode(texts: Sequence[str]) -> tuple[Encoded, ...]:
-        return encode_passages(texts, tokenizer, max_tokens=recipe.data.max_tokens)
+    @functools.cache  # a share of tokens asks for the length of what is then encoded
+    def encode(text: str) -> tuple[Encoded, ...]:
+        return encode_passages([text], tokenizer, max_tokens=recipe.data.max_tokens)
 
     def count_tokens(text: str) -> int:
-        return sum(len(example.input_ids) for example in encode([text]))
+        return sum(example.length for example in encode(text))
 
     if recipe.data.replay_unit == "rows":
-        return encode(replayed_passages(recipe, len(beside)))
-    tokens = sum(len(example.input_ids) for example in beside)
-    return encode(replayed_passages(recipe, tokens, count_tokens=count_tokens))
+        texts = replayed_passages(recipe, len(beside))
+    else:
+        tokens = sum(example.length for example in beside)
+        texts = replayed_passages(recipe, tokens, count_tokens=count_tokens)
+    return tuple(
+        dataclasses.replace(example, row=number, group=str(number))
+        for number, text in enumerate(texts)
+        for example in encode(text)
+    )
 
 
 def replayed_passages(

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from sftkit.errors import RecordError
+from sftkit.label_records import LabelReport
 from sftkit.settings import to_plain
 
 IGNORE = -100
@@ -261,12 +262,14 @@ class Learned:
         exact: Share of trained facts' unseen phrasings answered word for word.
         control: The same on facts that were never trained.
         recognition: Share of questions whose right answer outranks three wrong ones.
+        labels: How well labels or numbers are predicted, in a run on labels.
     """
 
     heldout_loss: Change | None = None
     exact: Change | None = None
     control: Change | None = None
     recognition: Change | None = None
+    labels: LabelReport | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

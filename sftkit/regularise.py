@@ -101,3 +101,12 @@ class BestWeights:
         with torch.no_grad():
             for name, weights in self._kept.items():
                 self._trained[name].copy_(weights)
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Give what a checkpoint keeps of it: the best weights, and plain values."""
+        return self._kept, {"best": self._best, "waited": self._waited, "step": self.step}
+
+    def take(self, kept: Mapping[str, torch.Tensor], plain: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self._kept = {name: weights.to(self._trained[name]) for name, weights in kept.items()}
+        self._best, self._waited, self.step = plain["best"], plain["waited"], plain["step"]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import importlib.metadata
 import json
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftkit import catalog
+from sftkit.environment import describe_environment
 from sftkit.errors import SettingsError
 from sftkit.evidence.exam import make_exam, score_base
 from sftkit.evidence.learning import heldout_examples
@@ -24,6 +23,7 @@ from sftkit.records import (
     Cost,
     Encoded,
     Environment,
+    Example,
     Finding,
     Preflight,
     RunRecord,
@@ -34,23 +34,14 @@ from sftkit.records import (
 from sftkit.settings import Recipe, to_plain
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerBase
 
     from sftkit.evidence.exam import Outcome
     from sftkit.model import DtypeChoice
+    from sftkit.objectives import Objective
+    from sftkit.prepare_labels import PreparedLabels
     from sftkit.progress import Watcher
 
-PACKAGES = (
-    "sftkit-notebooks",
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "bitsandbytes",
-    "datasets",
-    "numpy",
-)
 HELDOUT_CURVE_ITEMS = 32
 """Validation examples measured at each point of the learning curve."""
 
@@ -104,7 +95,13 @@ def run(recipe: Recipe, out: str | Path, *, watcher: Watcher | None = None) -> R
 
     folder = _own_folder(out)
     with contextlib.closing(watcher or make_watcher()) as watching:
-        record, answers = _carry_out(recipe, folder, watching)
+        answers: Sequence[Any]
+        if recipe.data.task == "chat":
+            record, answers = _carry_out(recipe, folder, watching)
+        else:
+            from sftkit.run_labels import carry_out_labels
+
+            record, answers = carry_out_labels(recipe, folder, watching)
         write_run(record, answers, folder)
         watching.note(f"report: {folder / 'report.html'}")
     return record
@@ -114,9 +111,15 @@ def _carry_out(
     recipe: Recipe, folder: Path, watcher: Watcher
 ) -> tuple[RunRecord, tuple[Answer, ...]]:
     """Go through all stages in order."""
-    from sftkit import adapter, model, train
+    from sftkit import adapter, adapter_kinds, model, objectives, train
 
     settings, note, clock = recipe.evaluate, watcher.note, Stopwatch()
+    kind = adapter_kinds.check_kind(recipe.adapter, quantization=recipe.model.quantization)
+    if settings.adapter_scale != 1 and not kind.scalable:
+        raise SettingsError(
+            f"evaluate.adapter_scale={settings.adapter_scale:g}: "
+            f"{adapter_kinds.why_not_scalable(kind)}"
+        )
     source = catalog.fetch_model(recipe.model, progress=note)
     choice = model.pick_dtype(recipe.model)
     tokenizer = model.load_tokenizer(recipe.model, source=source)
@@ -128,20 +131,37 @@ def _carry_out(
     clock.done("data")
 
     base = model.load_model(recipe.model, dtype=choice.dtype, source=source)
+    model.check_trainable(base)
+    environment = describe_environment(recipe, base, source, choice)
+    exam = make_exam(data.splits, probes, tokenizer, settings, data=recipe.data, note=note)
+    before = None
+    if not adapter_kinds.off_equals_base(recipe.adapter):
+        # With this method the base does not come back, so it is measured while it is there.
+        note("measuring the base model")
+        before = score_base(base, exam, environment)
+        clock.done("base measured")
     tuned = adapter.attach_adapter(base, recipe.adapter, seed=recipe.train.seed)
     preflight = make_preflight(recipe, data, tokenizer)
     _tell_preflight(preflight, str(adapter.count_parameters(tuned)), data.findings, note)
     train.refuse_if_nothing_to_learn(tuned, data.train)
     clock.done("model")
 
-    note("measuring the base model")
-    environment = describe_environment(recipe, base, source, choice)
-    exam = make_exam(data.splits, probes, tokenizer, settings, data=recipe.data, note=note)
-    with adapter.adapter_off(tuned):
-        before = score_base(tuned, exam, environment)
-    clock.done("base measured")
+    if before is None:
+        note("measuring the base model")
+        with adapter.adapter_off(tuned):
+            before = score_base(tuned, exam, environment)
+        clock.done("base measured")
 
-    training = _train(recipe, data, tuned, folder, watcher)
+    training = train_adapter(
+        recipe,
+        tuned,
+        data.train,
+        folder,
+        watcher,
+        objective=objectives.make_objective("chat", recipe.objective),
+        measure=make_measure(tuned, data.validation),
+        base_fingerprint=source.fingerprint,
+    )
     clock.done("training")
 
     note("measuring the tuned model")
@@ -162,11 +182,32 @@ def _carry_out(
     return record, outcome.answers
 
 
-def _train(
-    recipe: Recipe, data: PreparedData, tuned: Any, folder: Path, watcher: Watcher
+def train_adapter(
+    recipe: Recipe,
+    tuned: Any,
+    examples: Sequence[Example],
+    folder: Path,
+    watcher: Watcher,
+    *,
+    objective: Objective,
+    measure: Callable[[], Mapping[str, float]] | None,
+    base_fingerprint: str,
+    **options: Any,
 ) -> TrainRecord:
-    """Train, write metrics.jsonl on the way, and save the adapter."""
-    from sftkit import adapter, objectives, optim, train
+    """Train, write metrics.jsonl on the way, and save the adapter.
+
+    Args:
+        recipe: Its training and adapter settings.
+        tuned: The model with its adapter.
+        examples: Training examples.
+        folder: The run's folder.
+        watcher: Is told every step.
+        objective: The loss.
+        measure: Measures validation examples.
+        base_fingerprint: The base's, which is saved beside the adapter.
+        options: Passed on to `train.train`, such as collate.
+    """
+    from sftkit import adapter, adapter_files, optim, train
 
     with (folder / "metrics.jsonl").open("w", encoding="utf-8") as metrics:
 
@@ -177,15 +218,16 @@ def _train(
 
         training = train.train(
             tuned,
-            data.train,
+            examples,
             recipe.train,
-            objective=objectives.chat_loss,
-            measure=make_measure(tuned, data.validation),
+            objective=objective,
+            measure=measure,
             rate_scales=optim.rate_scales(recipe.adapter),
             on_step=on_step,
+            **options,
         )
     adapter.weaken_adapter(tuned, recipe.adapter.strength)
-    adapter.save_adapter(tuned, folder / "adapter")
+    adapter_files.save_adapter(tuned, folder / "adapter", base_fingerprint=base_fingerprint)
     return training
 
 
@@ -212,7 +254,7 @@ def make_measure(
 
 def make_record(
     recipe: Recipe,
-    data: PreparedData,
+    data: PreparedData | PreparedLabels,
     outcome: Outcome,
     *,
     preflight: Preflight,
@@ -249,10 +291,15 @@ def make_record(
     )
 
 
-def write_run(record: RunRecord, answers: Sequence[Answer], folder: str | Path) -> None:
+def write_run(record: RunRecord, answers: Sequence[Any], folder: str | Path) -> None:
     """Write a run's folder: record, recipe, all answers, report, model card and plots.
 
     Secrets found in any text are blacked out first.
+
+    Args:
+        record: The run.
+        answers: All answers, as records; of a run on labels, all predictions.
+        folder: The run's folder.
     """
     from sftkit.report.html import write_report
     from sftkit.report.redact import redact, redact_record
@@ -264,7 +311,8 @@ def write_run(record: RunRecord, answers: Sequence[Answer], folder: str | Path) 
     (folder / "recipe.yaml").write_text(redact(recipe), encoding="utf-8")
     # Redacted before it is JSON: a key that was cut off would take the quotes after it along.
     lines = [json.dumps(to_plain(redact_record(one)), ensure_ascii=False) for one in answers]
-    (folder / "answers.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    name = "answers.jsonl" if record.learned.labels is None else "predictions.jsonl"
+    (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     write_report(clean, folder)
 
 
@@ -306,35 +354,6 @@ def find_recipe(name: str, *, overrides: Sequence[str] = ()) -> Recipe:
         names = ", ".join(sorted(p.stem for p in bundled.glob("*.yaml")))
         raise SettingsError(f"There is no recipe {name!r}. Bundled: {names}; or give a .yaml file.")
     return load_recipe(path, overrides=overrides)
-
-
-def describe_environment(
-    recipe: Recipe, base: Any, source: catalog.ModelSource, choice: DtypeChoice
-) -> Environment:
-    """Write down where a run happens and which base it starts from."""
-    return Environment(
-        versions=_versions(),
-        device=describe_device(base.device),
-        dtype=choice.name,
-        quantization=recipe.model.quantization,
-        seed=recipe.train.seed,
-        processes=1,
-        base=f"{source.name}: {source.title}" if source.title else source.name,
-        base_fingerprint=source.fingerprint,
-        dtype_reason=choice.reason,
-    )
-
-
-def describe_device(device: torch.device) -> str:
-    """Name the processor or GPU in words, without the machine's own name."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type == "mps":
-        return "Apple GPU (mps)"
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"CPU, {_threads()} threads, {platform.machine()} {capability}"
 
 
 def _own_folder(out: str | Path) -> Path:
@@ -382,19 +401,3 @@ def _for_reading(answers: Sequence[Answer], count: int) -> tuple[Answer, ...]:
 def _evenly(answers: Sequence[Answer], count: int) -> list[Answer]:
     count = min(count, len(answers))
     return [answers[place * len(answers) // count] for place in range(count)]
-
-
-def _versions() -> Mapping[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
-
-
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()

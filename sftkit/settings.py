@@ -305,6 +305,8 @@ class TrainSettings:
         early_stopping: Metric that ends the run when it no longer improves, such as
             heldout_loss; the best weights are kept. None runs all steps.
         early_stopping_patience: Evaluations in a row without an improvement that end the run.
+        save_every: Steps between checkpoints; None keeps none but the one of an asked-for stop.
+        keep_last: Checkpoints that are kept, the newest ones.
         seed: Seed of adapter weights, batch order and dropout.
     """
 
@@ -326,6 +328,8 @@ class TrainSettings:
     heldout_evaluations: int = 5
     early_stopping: str | None = None
     early_stopping_patience: int = 2
+    save_every: int | None = None
+    keep_last: int = 2
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -333,6 +337,7 @@ class TrainSettings:
         rate_fits = math.isfinite(self.learning_rate) and self.learning_rate > 0
         steps_fit = self.max_steps is None or self.max_steps >= 1
         rows_fit = self.examples_per_batch is None or self.examples_per_batch >= 1
+        saves_fit = self.save_every is None or self.save_every >= 1
         betas_fit = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         _check(
             self,
@@ -350,6 +355,8 @@ class TrainSettings:
             (self.neftune_alpha >= 0, "neftune_alpha", "must be 0 or more"),
             (self.heldout_evaluations >= 1, "heldout_evaluations", "must be 1 or more"),
             (self.early_stopping_patience >= 1, "early_stopping_patience", "must be 1 or more"),
+            (saves_fit, "save_every", "must be 1 or more"),
+            (self.keep_last >= 1, "keep_last", "must be 1 or more"),
             (self.seed >= 0, "seed", "must be 0 or more"),
         )
 

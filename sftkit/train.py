@@ -23,6 +23,7 @@ from sftkit.forward import Batch, unwrapped
 from sftkit.optim import make_optimizer
 from sftkit.records import Example, Step, TrainRecord
 from sftkit.settings import TrainSettings
+from sftkit.train_state import Keeping, Progress, State, StopButton
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -50,6 +51,7 @@ def train(
     collate: Collate = forward.collate,
     measure: Measure | None = None,
     rate_scales: Mapping[str, float] | None = None,
+    keeping: Keeping | None = None,
     on_step: OnStep | None = None,
 ) -> TrainRecord:
     """Train a model's adapter in place.
@@ -63,6 +65,7 @@ def train(
         measure: Measures the model on validation examples; called before the first step and
             between steps.
         rate_scales: Factor on the learning rate by a part of parameters' names (lora+).
+        keeping: Where checkpoints go, and whether to go on from one; None keeps none.
         on_step: Told every step and the count of all steps.
 
     Returns:
@@ -70,6 +73,7 @@ def train(
 
     Raises:
         TrainError: Nothing would be learned, or the loss is no longer a number.
+        StoppedError: Somebody asked for it; with `keeping`, everything is saved.
     """
     refuse_if_nothing_to_learn(model, examples)
     lengths = [example.length for example in examples]
@@ -84,15 +88,20 @@ def train(
         for part in range(1, settings.heldout_evaluations + 1)
     }
     best = _best_weights(model, settings, measure)
-    metrics = measure() if measure else {}
-    heldout_start = metrics.get("heldout_loss")
-    if best:
-        best.see(0, metrics)
-    steps: list[Step] = []
-    tokens, weight, seconds = 0, 0.0, 0.0
+    done = Progress()
+    state = State(
+        model=model, optimizer=optimizer, best=best, scaler=accelerator.scaler, progress=done
+    )
+    if not (keeping and state.restore(keeping)):
+        metrics = measure() if measure else {}
+        done.heldout_start = metrics.get("heldout_loss")
+        if best:
+            best.see(0, metrics)
     model.train()
-    with _for_training(model, settings):
+    with _for_training(model, settings), StopButton().watched() as stop:
         for number, batch in enumerate(plan, start=1):
+            if number <= len(done.steps) or (best and best.is_over):
+                continue
             started = time.perf_counter()
             rate = rate_at(number, len(plan), settings)
             for group in optimizer.param_groups:
@@ -112,37 +121,40 @@ def train(
                 _stop_unless_finite("gradient", float(norm), number, chosen, settings)
             optimizer.step()
             optimizer.zero_grad()
-            tokens += sum(lengths[row] for row in batch)
-            weight += sum(example.weight for example in chosen)
-            seconds += time.perf_counter() - started
+            done.tokens += sum(lengths[row] for row in batch)
+            done.weight += sum(example.weight for example in chosen)
+            done.seconds += time.perf_counter() - started
             metrics = measure() if measure and number in measure_after else {}
             step = Step(
                 step=number,
                 loss=loss,
                 learning_rate=rate,
                 grad_norm=float(norm) if norm is not None else 0.0,
-                tokens=tokens,
-                seconds=seconds,
+                tokens=done.tokens,
+                seconds=done.seconds,
                 heldout_loss=metrics.get("heldout_loss"),
                 metrics={name: metrics[name] for name in metrics if name != "heldout_loss"},
             )
-            steps.append(step)
-            if on_step and accelerator.is_main_process:
-                on_step(step, len(plan))
+            done.steps.append(step)
             if best and metrics:
                 best.see(number, metrics)
-                if best.is_over:
-                    break
+            if on_step and accelerator.is_main_process:
+                on_step(step, len(plan))
+            is_due = settings.save_every is not None and number % settings.save_every == 0
+            if keeping and accelerator.is_main_process and (is_due or stop.asked_by):
+                state.save(keeping, settings.keep_last)
+            if stop.asked_by and number < len(plan):
+                stop.raise_stopped(number, len(plan), keeping)
     if best:
         best.put_back()
     model.eval()
     return TrainRecord(
-        steps=tuple(steps),
-        heldout_start=heldout_start,
-        kept_step=best.step if best else len(steps),
-        tokens=tokens,
-        supervised_tokens=round(weight),
-        seconds=seconds,
+        steps=tuple(done.steps),
+        heldout_start=done.heldout_start,
+        kept_step=best.step if best else len(done.steps),
+        tokens=done.tokens,
+        supervised_tokens=round(done.weight),
+        seconds=done.seconds,
         trainable_parameters=sum(p.numel() for p in _trained(model)),
         total_parameters=sum(p.numel() for p in model.parameters()),
     )

@@ -43,7 +43,7 @@ def make_tokenizer(template: str = CHATML, specials: tuple[str, ...] = ()) -> An
     return tokenizer
 
 
-def make_model(*, vocab_size: int, layers: int = 2, seed: int = 0) -> Any:
+def make_model(*, vocab_size: int, layers: int = 2, seed: int = 0, width: int = 32) -> Any:
     """Make a Llama-type model small enough for unit tests, with tied embeddings as SmolLM2 has."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -51,8 +51,8 @@ def make_model(*, vocab_size: int, layers: int = 2, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -87,6 +87,15 @@ def tiny_tokenizer() -> Any:
 def tiny_model(tiny_tokenizer: Any) -> Any:
     """A two-layer Llama with random weights."""
     return make_model(vocab_size=len(tiny_tokenizer))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model folder as anyone might have it; wide enough for a block of 4-bit weights."""
+    tokenizer = make_tokenizer()
+    make_model(vocab_size=len(tokenizer), width=64).save_pretrained(tmp_path / "tiny")
+    tokenizer.save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
 
 
 @pytest.fixture

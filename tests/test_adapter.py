@@ -15,10 +15,9 @@ from sftkit.adapter import (
     adapter_scaled,
     attach_adapter,
     count_parameters,
-    find_targets,
-    load_adapter,
-    save_adapter,
 )
+from sftkit.adapter_files import load_adapter, save_adapter
+from sftkit.adapter_targets import find_targets
 from sftkit.errors import AdapterError
 from sftkit.settings import AdapterSettings
 from tests.conftest import make_model
@@ -174,7 +173,8 @@ def test_a_target_that_matches_nothing_is_refused_with_near_names():
     assert refusal(target_modules="all_linear").endswith(" Did you mean 'all-linear'?")
     assert refusal(target_modules=("c_attn.weight",)) == (
         "adapter.target_modules 'c_attn.weight' matches no linear layer of LlamaForCausalLM. "
-        "Valid: all-linear, down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj."
+        "Valid: all-linear, attention, down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, "
+        "v_proj."
     )
 
 
@@ -221,6 +221,7 @@ def test_a_saved_adapter_loads_with_plain_peft_and_answers_the_same(tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
+        "sftkit.json",
     ]
     plain = PeftModel.from_pretrained(make_model(vocab_size=VOCABULARY), str(folder))
     assert torch.equal(logits(plain.eval()), expected)

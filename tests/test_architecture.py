@@ -21,12 +21,15 @@ FILES = {
 }
 
 # What every stage may import. All but the first four are the catalog's own parts.
-CATALOG_READERS = {"catalog_rows", "catalog_questions", "catalog_labels", "catalog_bias"}
+CATALOG_READERS = {
+    "catalog_rows", "catalog_questions", "catalog_labels", "catalog_bias", "catalog_hub",
+}  # fmt: skip
 NOUNS = {
     "errors",
     "settings",
     "recipe",
     "records",
+    "label_records",
     "catalog",
     "credentials",
     "gguf_convert",
@@ -38,7 +41,12 @@ MAY_IMPORT = {
     "errors": set(),
     "settings": {"errors"},
     "recipe": {"errors", "settings"},
-    "records": {"errors", "settings"},  # settings for to_plain, the one way to plain values
+    "records": {
+        "errors",
+        "settings",
+        "label_records",
+    },  # settings for to_plain, the one way to plain values
+    "label_records": set(),
     "catalog": NOUNS,
     **dict.fromkeys(CATALOG_READERS, NOUNS),
     "gguf_convert": NOUNS,
@@ -50,6 +58,9 @@ MAY_IMPORT = {
     # One page, or one text, for people: what an audit found.
     "audit_page": NOUNS | {"dataset", "show"},
     "plots_data": NOUNS | {"dataset", "panels"},
+    "plots_labels": NOUNS | {"panels"},
+    "plots_images": NOUNS | {"panels"},
+    "plots_memory": NOUNS | {"panels", "memory"},
     "chat": NOUNS,
     # Where words stand in a rendered conversation; then many conversations at once.
     "template": NOUNS | {"chat"},
@@ -57,26 +68,49 @@ MAY_IMPORT = {
     "encoding": NOUNS | {"chat", "template", "encoded"},
     "batching": NOUNS,
     "weights": NOUNS,
-    "model": NOUNS | {"weights"},
-    "adapter": NOUNS,
+    "loading": NOUNS,
+    "model": NOUNS | {"weights", "loading"},
+    # Several methods on one task: it composes stages, as a run does, and draws nothing.
+    "methods": EVERYTHING - {"cli", "run"},
+    "holdings": EVERYTHING - {"cli", "run"},
+    "plots_holdings": NOUNS | {"panels", "holdings"},
+    "plots_adapters": NOUNS | {"panels", "methods"},
+    # The table of methods, the layers they act on, and what is done with them.
+    "adapter_kinds": NOUNS,
+    "adapter_targets": NOUNS,
+    "adapter": NOUNS | {"adapter_kinds", "adapter_targets"},
+    "adapter_files": NOUNS | {"adapter_kinds", "adapter"},
     # One forward pass: its precision, and the output head at chosen positions. Training and
     # scoring share it, so that what is measured is what was trained.
     "forward": NOUNS,
     "objectives": NOUNS | {"forward"},
+    "labelled": NOUNS,
+    "heads": NOUNS | {"model", "labelled", "adapter_targets"},
     "optim": NOUNS,
     "regularise": NOUNS | {"forward"},
-    "train": NOUNS | {"forward", "batching", "optim", "regularise"},
+    "checkpoint": NOUNS,
+    "train_state": NOUNS | {"checkpoint", "regularise"},
+    "train": NOUNS | {"forward", "batching", "optim", "regularise", "train_state"},
     # Scorers put prompts through the chat template and fill batches as training does.
-    "evidence": NOUNS | {"forward", "batching", "chat"},
+    "evidence": NOUNS | {"forward", "batching", "chat", "labelled", "objectives"},
     "panels": NOUNS,  # the pieces plots are made of
     "plots": NOUNS | {"panels"},
     "show": NOUNS | {"chat", "template"},
     "progress": NOUNS | {"plots"},
-    "report": NOUNS | {"plots", "panels", "show"},
+    "report": NOUNS | {"plots", "plots_labels", "panels", "show"},
     "exercises": NOUNS,
+    "environment": NOUNS,
     # The data half of a run, so that each half can be read in one sitting.
-    "prepare": NOUNS | {"dataset", "chat", "encoding", "evidence"},
+    "prepare": NOUNS | {"dataset", "chat", "encoded", "encoding", "evidence"},
+    "prepare_labels": NOUNS | {"dataset", "labelled", "prepare"},
+    # Peak memory from a configuration alone: a model's shape, bytes of each part, what would help.
+    "memory_shapes": NOUNS,
+    "memory_formulas": NOUNS | {"memory_shapes"},
+    "memory": NOUNS | {"memory_shapes", "memory_formulas", "batching"},
+    "memory_ladder": NOUNS | {"memory_shapes", "memory_formulas", "memory"},
     "run": EVERYTHING - {"cli"},
+    "dryrun": EVERYTHING - {"cli"},
+    "run_labels": EVERYTHING - {"cli"},  # the same for texts and images with labels
     "cli": EVERYTHING,
     "__init__": set(),  # public names load late, by the table in it
 }

@@ -204,7 +204,9 @@ def test_every_entry_is_pinned_and_states_its_terms():
     for entry in catalog.entries():
         assert min(len(entry.title), len(entry.licence), len(entry.notice)) >= 3, entry.name
         assert entry.bytes > 0
-        if entry.wheel is None:
+        if entry.hub is not None:
+            assert re.fullmatch("[0-9a-f]{40}", str(entry.revision))
+        elif entry.wheel is None:
             assert (catalog.fetch(entry.name) / entry.file).is_file()
         else:
             assert re.fullmatch("[0-9a-f]{64}", entry.wheel.sha256)
@@ -212,7 +214,10 @@ def test_every_entry_is_pinned_and_states_its_terms():
 
 
 def test_the_catalog_names_are_these():
-    assert catalog.names("model") == ("smollm2-135m", "minilm-l6")
+    assert catalog.names("model") == (
+        "smollm2-135m", "minilm-l6",
+        "smollm2-360m", "qwen3-0.6b", "smollm2-1.7b", "qwen3-1.7b", "qwen3-4b", "qwen3-8b",
+    )  # fmt: skip
     assert catalog.names("dataset") == (
         "cwe", "shop", "shop-120", "shop-tickets", "chitchat", "building-faq", "privacy-qa",
         "medqa", "pubmedqa", "icd10", "fiqa", "digits",

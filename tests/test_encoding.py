@@ -417,3 +417,20 @@ def test_lengths_count_tokens_as_the_examples_do():
     assert dataclasses.replace(table[0]) == Encoded(
         input_ids=table[0].input_ids, labels=table[0].labels, row=0, group="0"
     )
+
+
+def test_joined_examples_read_as_one_sequence_without_a_copy():
+    from sftkit.encoded import JoinedExamples
+    from sftkit.records import Encoded
+
+    parts = [
+        [Encoded(input_ids=(n,), labels=(n,), row=n, group="") for n in range(first, first + count)]
+        for first, count in ((0, 3), (3, 0), (3, 2))
+    ]
+    joined = JoinedExamples(*parts)
+    assert len(joined) == 5
+    assert [example.row for example in joined] == [0, 1, 2, 3, 4]
+    assert [joined[place].row for place in (0, 2, 3, 4, -1)] == [0, 2, 3, 4, 4]
+    assert [example.row for example in joined[1:4]] == [1, 2, 3]
+    with pytest.raises(IndexError, match="example 5 of 5"):
+        joined[5]

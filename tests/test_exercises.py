@@ -4,6 +4,10 @@ import textwrap
 from typing import Any
 
 import exercise_cases_01  # type: ignore[import-not-found]
+import exercise_cases_02  # type: ignore[import-not-found]
+import exercise_cases_04  # type: ignore[import-not-found]
+import exercise_cases_11  # type: ignore[import-not-found]
+import exercise_cases_12  # type: ignore[import-not-found]
 import numpy as np
 import pytest
 
@@ -11,6 +15,15 @@ from sftkit import exercises
 from sftkit.errors import SftkitError
 from sftkit.exercises import EXERCISES, check, has_solution, progress, strip_solutions
 from sftkit.records import IGNORE, Change, Drift, Encoded, Forgot, Overall
+
+CASES = (
+    exercise_cases_01,
+    exercise_cases_02,
+    exercise_cases_04,
+    exercise_cases_11,
+    exercise_cases_12,
+)
+"""The cases of later notebooks, a module each."""
 
 
 @pytest.fixture(autouse=True)
@@ -42,14 +55,15 @@ GIVEN: dict[str, dict[str, Any]] = {
     "00.2": {"before": BEFORE, "after": AFTER, "ci95": (0.05, 0.6)},
     "00.3": {"forgot": FORGOT},
     "00.4": {"measured": MEASURED, "margin": 0.1},
-    **exercise_cases_01.GIVEN,
+    **{id_: given for cases in CASES for id_, given in cases.GIVEN.items()},
 }
 
 
 def reference(exercise_id):
     """Solve an exercise as the notebook's solution does."""
-    if exercise_id in exercise_cases_01.RIGHT:
-        return exercise_cases_01.RIGHT[exercise_id]
+    for cases in CASES:
+        if exercise_id in cases.RIGHT:
+            return cases.RIGHT[exercise_id]
     given = GIVEN[exercise_id]
     if exercise_id == "00.1":
         learned = [label for label in given["example"].labels if label != -100]
@@ -67,7 +81,7 @@ def reference(exercise_id):
 
 
 WRONG: list[tuple[str, Any, str]] = [
-    *exercise_cases_01.WRONG,
+    *(one for cases in CASES for one in cases.WRONG),
     ("00.1", 3, "pair of whole numbers"),
     ("00.1", "(3, 7)", "pair of whole numbers"),
     ("00.1", (3, "<|im_end|>"), "pair of whole numbers"),

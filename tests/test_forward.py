@@ -110,9 +110,10 @@ def test_a_model_that_caps_its_logits_after_the_head_is_scored_with_the_cap():
         Gemma2Config(
             vocab_size=260, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
             num_attention_heads=2, num_key_value_heads=1, head_dim=16,
-            final_logit_softcapping=0.05, attn_implementation="eager",
+            final_logit_softcapping=0.05,
         )
     ).eval()  # fmt: skip
+    model.set_attn_implementation("eager")
     batch = long_batch(1, 8)
     with torch.no_grad():
         losses, _ = answer_losses(model, batch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -63,7 +63,7 @@ def test_noise_is_refused_where_there_is_no_embedding_of_tokens():
 # ---- early stopping ----
 
 
-def run_with(told: list[Mapping[str, float]], **settings: Any) -> tuple[Any, Any, list[Any]]:
+def run_with(told: Sequence[Mapping[str, float]], **settings: Any) -> tuple[Any, Any, list[Any]]:
     """Train six steps, measuring after each what `told` says; also give the weights per step."""
     model = make_tuned()
     answers = iter(told)

@@ -65,6 +65,7 @@ def test_a_run_writes_its_whole_folder_and_the_record_reads_back(
     assert sorted(path.name for path in (tmp_path / "out" / "adapter").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
+        "sftkit.json",
     ]
     assert load_run(tmp_path / "out") == record
     assert load_recipe(tmp_path / "out" / "recipe.yaml") == recipe_from_dict(recipe)
@@ -125,6 +126,50 @@ def test_the_second_run_takes_the_base_scores_from_the_cache(
         for name in ("first", "second")
     ]
     assert adapters[0] == adapters[1]
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [{"kind": "full"}, {"kind": "freeze", "last_blocks": 1}, {"kind": "pissa", "r": 4}],
+    ids=lambda adapter: adapter["kind"],
+)
+def test_where_the_base_does_not_come_back_it_is_measured_before(
+    recipe: dict[str, Any], tmp_path: Path, adapter: dict[str, Any]
+) -> None:
+    plain = run(recipe_from_dict(recipe), tmp_path / "lora")
+    recipe["adapter"] = adapter
+    recipe["train"]["max_steps"] = 2
+
+    record = run(recipe_from_dict(recipe), tmp_path / "out")
+
+    expected, found = plain.learned.heldout_loss, record.learned.heldout_loss
+    assert expected is not None
+    assert found is not None
+    assert found.before == expected.before  # to the bit: the same base, scored before it changed
+    assert found.after != found.before
+
+
+def test_a_strength_that_means_nothing_to_the_method_is_refused_before_the_model_is_read(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe["adapter"] = {"kind": "full"}
+    recipe["evaluate"]["adapter_scale"] = 0.5
+    recipe["model"]["name"] = "no-such-model"
+
+    with pytest.raises(SettingsError, match="cannot be turned down"):
+        run(recipe_from_dict(recipe), tmp_path / "out")
+
+
+def test_label_smoothing_reaches_the_loss_of_a_chat_run(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    plain = run(recipe_from_dict(recipe), tmp_path / "plain")
+    recipe["objective"] = {"label_smoothing": 0.3}
+
+    record = run(recipe_from_dict(recipe), tmp_path / "out")
+
+    assert record.training.steps[0].loss != plain.training.steps[0].loss
+    assert record.training.heldout_start == plain.training.heldout_start  # measured unsmoothed
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(
@@ -231,7 +276,7 @@ def test_every_data_setting_reaches_what_it_governs(
 def test_bundled_recipes_are_found_by_name_and_others_by_path(tmp_path: Path) -> None:
     assert find_recipe("demo").data.source == "shop"
     assert find_recipe("cwe", overrides=["train.max_steps=3"]).train.max_steps == 3
-    with pytest.raises(SettingsError, match="Bundled: cwe, demo"):
+    with pytest.raises(SettingsError, match=r"Bundled: .*cwe, demo, privacy"):
         find_recipe("demoo")
 
 

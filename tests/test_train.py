@@ -263,7 +263,7 @@ def test_the_recorded_rates_are_those_of_the_schedule():
     assert rates == [rate_at(step, 6, settings) for step in range(1, 7)]
 
 
-def silent_loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+def silent_loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, float]:
     """Give a loss without slope, so that only weight decay moves anything."""
     loss, weight = chat_loss(model, batch)
     return loss * 0.0, weight
@@ -391,7 +391,7 @@ def test_a_model_without_an_adapter_is_refused(tiny_model):
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows():
     calls = 0
 
-    def breaks_at_third(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+    def breaks_at_third(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, float]:
         nonlocal calls
         calls += 1
         loss, weight = chat_loss(model, batch)

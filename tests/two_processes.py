@@ -20,6 +20,7 @@ from safetensors.torch import save_file  # noqa: E402
 from torch.optim.optimizer import register_optimizer_step_pre_hook  # noqa: E402
 
 from sftkit.adapter import attach_adapter  # noqa: E402
+from sftkit.adapter_kinds import find_kind  # noqa: E402
 from sftkit.chat import encode_chat  # noqa: E402
 from sftkit.objectives import chat_loss  # noqa: E402
 from sftkit.records import Encoded  # noqa: E402
@@ -29,7 +30,10 @@ from tests.conftest import make_model, make_tokenizer  # noqa: E402
 
 # Adapter, rows in the one step, micro-batches. Five rows: one process gets three, the other two.
 # One row: one process gets none. Two micro-batches of three rows: one of four hands is empty.
-WAYS = (("lora", 5, 1), ("lora", 1, 1), ("lora", 3, 2), ("prompt", 5, 1), ("prompt", 1, 1))
+WAYS = (
+    *(("lora", 5, 1), ("lora", 1, 1), ("lora", 3, 2), ("prompt", 5, 1), ("prompt", 1, 1)),
+    *((kind, 3, 1) for kind in ("rslora", "dora", "pissa", "ia3", "freeze", "full")),
+)
 ANSWERS = ("A cat.", "Two.", "Blue, mostly.", "No", "Seven days")
 TOKENIZER = make_tokenizer()
 
@@ -66,13 +70,11 @@ def _first_gradients(trained: dict[str, Any]) -> Iterator[dict[str, torch.Tensor
 
 
 def _make_tuned(kind: str) -> Any:
-    model = make_model(vocab_size=len(TOKENIZER))
-    if kind == "lora":
-        return attach_adapter(model, AdapterSettings(r=4))
-    from peft import PromptTuningConfig, get_peft_model
-
-    torch.manual_seed(0)
-    return get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5))
+    fields = find_kind(kind).fields
+    size: dict[str, Any] = {"r": 4} if "r" in fields else {}
+    size |= {"virtual_tokens": 5} if "virtual_tokens" in fields else {}
+    settings = AdapterSettings(kind=kind, **size)
+    return attach_adapter(make_model(vocab_size=len(TOKENIZER)), settings)
 
 
 def _make_examples(rows: int) -> list[Encoded]:

@@ -15,7 +15,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sftkit.errors import SftkitError, near_names
-from sftkit.exercises import notebook_00, notebook_01
+from sftkit.exercises import (
+    notebook_00,
+    notebook_01,
+    notebook_02,
+    notebook_04,
+    notebook_11,
+    notebook_12,
+)
 from sftkit.exercises.solutions import has_solution, strip_solutions
 from sftkit.exercises.terms import Exercise, Property
 
@@ -35,7 +42,9 @@ _MARKS: Mapping[State, str] = {"right": "✓", "wrong": "✗", "unanswered": "�
 _COLOURS: Mapping[State, str] = {"right": "#0072B2", "wrong": "#D55E00", "unanswered": "#777777"}
 
 EXERCISES: Mapping[str, Exercise] = {
-    one.id: one for notebook in (notebook_00, notebook_01) for one in notebook.EXERCISES
+    one.id: one
+    for notebook in (notebook_00, notebook_01, notebook_02, notebook_04, notebook_11, notebook_12)
+    for one in notebook.EXERCISES
 }
 """Every exercise by id: the one registry."""
 

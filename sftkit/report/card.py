@@ -8,7 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from sftkit.label_records import LabelReport
 from sftkit.panels import interval, signed
+from sftkit.plots_labels import TITLES, in_interval
 from sftkit.records import Change, Drift, RunRecord
 from sftkit.report.redact import redact, redact_record
 from sftkit.settings import to_plain
@@ -108,8 +110,9 @@ def _picture(name: str, alts: Mapping[str, str] | None) -> str:
 
 def _verdict_table(record: RunRecord) -> str:
     verdicts = record.verdicts
+    known = "knowledge" if record.learned.labels is None else "labels"
     rows = (
-        ("Learned", "knowledge", verdicts.knowledge),
+        ("Learned", known, verdicts.knowledge),
         ("Learned", "style", verdicts.style),
         ("Forgotten", "ability", verdicts.ability),
         ("Forgotten", "drift", verdicts.drift),
@@ -121,6 +124,8 @@ def _verdict_table(record: RunRecord) -> str:
 
 def _measures(record: RunRecord) -> str:
     learned, forgot = record.learned, record.forgot
+    if learned.labels is not None:
+        return _label_measures(learned.labels)
     lines: list[str] = []
 
     def share(name: str, change: Change | None) -> None:
@@ -152,6 +157,23 @@ def _measures(record: RunRecord) -> str:
     return f"## Measures\n\n{head}" + "\n".join(lines) + "\n"
 
 
+def _label_measures(report: LabelReport) -> str:
+    """Write one row per metric, one column per system."""
+    names = [plain(system.name) for system in report.systems]
+    head = f"| metric | {' | '.join(names)} |\n|---|{'---|' * len(names)}\n"
+    rows = [
+        f"| {TITLES[row.name]} | "
+        + " | ".join(plain(in_interval(system.measure(row.name))) for system in report.systems)
+        + " |"
+        for row in report.tuned.measures
+    ]
+    notes = "".join(f"\n{plain(note)}\n" for note in report.notes)
+    return (
+        f"## Measures\n\nOn {report.items:,} test items in {report.groups:,} groups, with 95 % "
+        f"intervals.\n\n{head}" + "\n".join(rows) + f"\n{notes}"
+    )
+
+
 def _nats_row(name: str, change: Change | Drift, items: int) -> str:
     return (
         f"| {name}, nats per token | {change.before:.2f} | {change.after:.2f} "
@@ -166,6 +188,8 @@ def _loading(record: RunRecord) -> str:
         folder, where = name, ""
     elif _catalog_name(record):
         where = f"  # the one that `sftkit fetch {_catalog_name(record)}` prints"
+    if record.learned.labels is not None:
+        return _label_loading(record.learned.labels, folder, where)
     system = record.recipe.get("data", {}).get("system")
     spoken = (
         "the chat template's own system prompt"
@@ -189,6 +213,34 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 Conversations were written with the model's chat template and {spoken}; ask it the same way. The
 measures hold for the base weights whose fingerprint stands below; another copy of the same
 model (other precision, other quantization) may answer differently.
+"""
+
+
+def _label_loading(report: LabelReport, folder: str, where: str) -> str:
+    kind = "ImageClassification" if report.task == "image" else "SequenceClassification"
+    labels = max(len(report.classes), 1)
+    problem = ', problem_type="regression"' if report.task == "regress" else ""
+    said = {
+        "regress": "The output is in standard deviations of the training scores: multiply it by "
+        "`spread` and add `mean`, both in `targets.json`.",
+        "image": "The outputs are the classes in the order of `targets.json`, which also says how "
+        "images are scaled.",
+    }.get(report.task, "The outputs are the classes in the order of `targets.json`.")
+    return f"""## How to load it
+
+```python
+from peft import PeftModel
+from transformers import AutoModelFor{kind}
+
+folder = "{folder}"{where}
+base = AutoModelFor{kind}.from_pretrained(
+    folder, num_labels={labels}{problem}, ignore_mismatched_sizes=True
+)
+model = PeftModel.from_pretrained(base, "adapter")  # the folder beside this file, with the head
+```
+
+{said} The fresh head that transformers reports is replaced by the trained one. The measures hold
+for the base weights whose fingerprint stands below.
 """
 
 

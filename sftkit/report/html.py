@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sftkit import plots
+from sftkit import plots, plots_labels
 from sftkit.panels import in_nats, in_points, interval, signed, tone
 from sftkit.records import RunRecord, Verdict
 from sftkit.report.card import render_card
@@ -25,6 +25,8 @@ from sftkit.show import matches, show_example, visible
 if TYPE_CHECKING:
     from jinja2 import Template
     from matplotlib.figure import Figure
+
+    from sftkit.label_records import LabelReport
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
@@ -79,6 +81,8 @@ def write_report(record: RunRecord, folder: str | Path) -> Path:
 def draw_pictures(record: RunRecord) -> dict[str, Picture]:
     """Draw the figures of a report, their texts redacted."""
     record = redact_record(record)
+    if record.learned.labels is not None:
+        return _as_pictures(_label_figures(record, record.learned.labels))
     ability, drift = plots.margins(record)
     figures: dict[str, Figure] = {
         "overview": plots.plot_overview(record),
@@ -87,6 +91,29 @@ def draw_pictures(record: RunRecord) -> dict[str, Picture]:
         "forgotten": plots.plot_forgot(record.forgot, ability_margin=ability, drift_margin=drift),
         "supervised": plots.plot_supervised_share(record.preflight),
     }
+    return _as_pictures(figures)
+
+
+def _label_figures(record: RunRecord, report: LabelReport) -> dict[str, Figure]:
+    """Draw a run on labels: what it beats, each class or number, and the loss."""
+    unit = "squared standard deviations" if report.task == "regress" else "nats per label"
+    objective = record.recipe.get("objective")
+    if isinstance(objective, Mapping) and objective.get("loss") in ("huber", "focal"):
+        unit = str(objective["loss"])
+    figures = {
+        "overview": plots_labels.plot_against_baselines(report),
+        "training": plots.plot_training(record.training, unit=unit),
+    }
+    if report.task == "regress":
+        return figures | {"predicted": plots_labels.plot_predicted(report)}
+    figures["classes"] = plots_labels.plot_classes(report)
+    figures["confusion"] = plots_labels.plot_confusion(report)
+    if report.curve:
+        figures["thresholds"] = plots_labels.plot_thresholds(report)
+    return figures
+
+
+def _as_pictures(figures: Mapping[str, Figure]) -> dict[str, Picture]:
     return {
         name: Picture(name, plots.to_png(figure), plots.alt_text(figure))
         for name, figure in figures.items()
@@ -114,6 +141,7 @@ def _render(record: RunRecord, pictures: Mapping[str, Picture]) -> str:
         scale=scale,
         replays_drift_source=replays_drift_source(record),
         resamples=resamples or EvaluateSettings.resamples,
+        titles=plots_labels.TITLES,
     )
 
 
@@ -135,6 +163,8 @@ def _sizes(record: RunRecord) -> list[str]:
         ("probe questions", forgot.overall),
     )
     sizes = [f"{measure.items} {name}" for name, measure in named if measure is not None]
+    if learned.labels is not None:
+        sizes = [f"{learned.labels.items} test items in {learned.labels.groups} groups"]
     return sizes + ([f"{forgot.drift.passages} general passages"] if forgot.drift else [])
 
 
@@ -166,6 +196,7 @@ def _template() -> Template:
         "visible": _visible_block,
         "visible_tokens": lambda text: visible(text, keep_newlines=True),
         "visible_line": visible,
+        "measure": plots_labels.in_interval,
     }
     environment.globals |= {"matches": matches}
     source = resources.files("sftkit.report").joinpath("page.html.jinja")

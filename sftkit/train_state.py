@@ -1,0 +1,219 @@
+"""The state of training: into a checkpoint, out of one, and out of the loop when asked to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sftkit.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
+from sftkit.errors import CheckpointError, StoppedError
+from sftkit.records import Step, from_json
+from sftkit.regularise import BestWeights
+from sftkit.settings import to_plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeping:
+    """Where a run keeps its checkpoints, and what they depend on.
+
+    Attributes:
+        folder: The run's folder of checkpoints.
+        fingerprints: What the next step depends on, by name (checkpoint.refuse_changes).
+        resume: Whether to go on from the newest checkpoint, if there is one.
+        allow_changes: Fingerprints that may differ from those of the checkpoint.
+        how_to_resume: What to do to go on, for the message of a stop.
+        note: Told what was found and saved.
+    """
+
+    folder: Path
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    resume: bool = False
+    allow_changes: Collection[str] = ()
+    how_to_resume: str = "Start it again with resume."
+    note: Callable[[str], None] = print
+
+
+@dataclass
+class Progress:
+    """What training has done so far.
+
+    Attributes:
+        steps: Every step that was done.
+        heldout_start: Validation loss before the first.
+        tokens: Tokens processed.
+        weight: Summed weight of the examples.
+        seconds: Training seconds.
+    """
+
+    steps: list[Step] = field(default_factory=list)
+    heldout_start: float | None = None
+    tokens: int = 0
+    weight: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """Everything that changes from step to step, where it lives."""
+
+    model: Any
+    optimizer: Any
+    best: BestWeights | None
+    scaler: Any
+    progress: Progress
+
+    def save(self, keeping: Keeping, keep_last: int) -> None:
+        """Write a checkpoint; a full disk is told, and training goes on."""
+        optimizer, plain = pack_optimizer(self.optimizer)
+        tensors = {"weights": _trained(self.model), "optimizer": optimizer, "random": _random()}
+        progress: dict[str, Any] = {"optimizer": plain, "done": to_plain(self.progress)}
+        if self.best is not None:
+            tensors["best"], progress["best"] = self.best.state()
+        if self.scaler is not None:
+            progress["scaler"] = self.scaler.state_dict()
+        checkpoint = Checkpoint(step=len(self.progress.steps), tensors=tensors, progress=progress)
+        try:
+            save_checkpoint(
+                keeping.folder, checkpoint, fingerprints=keeping.fingerprints, keep_last=keep_last
+            )
+        except CheckpointError as error:
+            keeping.note(str(error))
+
+    def restore(self, keeping: Keeping) -> bool:
+        """Take up the newest whole checkpoint, if there is one and resuming was asked for.
+
+        Raises:
+            CheckpointError: It is of another run, or does not fit this model and optimizer.
+        """
+        checkpoint = keeping.resume and newest_checkpoint(
+            keeping.folder,
+            fingerprints=keeping.fingerprints,
+            allow_changes=keeping.allow_changes,
+            note=keeping.note,
+        )
+        if not checkpoint:
+            return False
+        tensors, progress = checkpoint.tensors, checkpoint.progress
+        weights = _trained(self.model)
+        if set(weights) != set(tensors["weights"]):
+            raise CheckpointError("The checkpoint's weights are not those of this model's adapter.")
+        with torch.no_grad():
+            for name, values in tensors["weights"].items():
+                weights[name].copy_(values)
+        unpack_optimizer(self.optimizer, tensors["optimizer"], progress["optimizer"])
+        if self.best is not None and "best" in progress:
+            self.best.take(tensors.get("best", {}), progress["best"])
+        if self.scaler is not None and "scaler" in progress:
+            self.scaler.load_state_dict(progress["scaler"])
+        vars(self.progress).update(progress["done"])
+        steps = [from_json(Step, json.dumps(step)) for step in progress["done"]["steps"]]
+        self.progress.steps = steps
+        _set_random(tensors["random"])
+        keeping.note(f"going on after step {checkpoint.step} from {keeping.folder}")
+        return True
+
+
+def pack_optimizer(optimizer: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Take an optimizer's state apart: tensors as "0.exp_avg", plain values beside them."""
+    tensors: dict[str, torch.Tensor] = {}
+    plain: dict[str, Any] = {}
+
+    def take(value: Any, *path: str) -> None:
+        if isinstance(value, dict):  # bitsandbytes keeps its 8-bit state in one of its own
+            for name, inner in value.items():
+                take(inner, *path, str(name))
+        elif isinstance(value, torch.Tensor):
+            tensors[".".join(path)] = value
+        else:
+            plain[".".join(path)] = value
+
+    take(optimizer.state_dict()["state"])
+    return tensors, plain
+
+
+def unpack_optimizer(
+    optimizer: Any, tensors: Mapping[str, torch.Tensor], plain: Mapping[str, Any]
+) -> None:
+    """Give an optimizer the state that `pack_optimizer` took apart."""
+    state: dict[Any, Any] = {}
+    for key, value in {**tensors, **plain}.items():
+        place, *path, last = key.split(".")
+        into = state.setdefault(int(place), {})
+        for name in path:
+            into = into.setdefault(name, {})
+        into[last] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+class StopButton:
+    """Whether somebody asked the run to stop: Ctrl-C, a notebook's stop button, or SIGTERM.
+
+    The step at work is finished first. Asked a second time, Python stops at once as it always does.
+    """
+
+    def __init__(self) -> None:
+        self.asked_by: str | None = None
+
+    def _ask(self, number: int, _: Any) -> None:
+        if self.asked_by is not None:
+            raise KeyboardInterrupt
+        self.asked_by = signal.Signals(number).name
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[StopButton]:
+        """Listen while inside; signals reach a program's main thread only."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def raise_stopped(self, step: int, steps: int, keeping: Keeping | None) -> None:
+        """End the run in words.
+
+        Raises:
+            StoppedError: Always; with the step, and what to do to go on.
+        """
+        saved = (
+            f"everything is saved. {keeping.how_to_resume}"
+            if keeping
+            else "nothing is saved, because no checkpoints were kept."
+        )
+        raise StoppedError(f"Stopped after step {step} of {steps} ({self.asked_by}); {saved}")
+
+
+def _trained(model: Any) -> dict[str, torch.Tensor]:
+    # A name without what Accelerate puts in front, so that one process can go on where two were.
+    return {
+        name.removeprefix("module."): parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def _random() -> dict[str, torch.Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states |= {f"cuda.{n}": state for n, state in enumerate(torch.cuda.get_rng_state_all())}
+    return states
+
+
+def _set_random(states: Mapping[str, torch.Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if torch.cuda.is_available():
+        for name, state in states.items():
+            if name.startswith("cuda."):
+                torch.cuda.set_rng_state(state, int(name.removeprefix("cuda.")))

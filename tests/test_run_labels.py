@@ -1,0 +1,269 @@
+"""A whole run on labels, numbers and images, with tiny models from folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sftkit.errors import DataError, SettingsError
+from sftkit.heads import save_image_form
+from sftkit.labelled import ImageForm
+from sftkit.recipe import load_recipe, recipe_from_dict
+from sftkit.records import RunRecord, load_run
+from sftkit.run import find_recipe, run
+from tests.conftest import make_tokenizer
+from tests.test_heads import make_base
+
+SCRIPT = "<script>alert('x')</script>"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SFTKIT_CACHE", str(tmp_path / "cache"))
+
+
+def rows() -> list[dict[str, Any]]:
+    made = []
+    for number in range(120):
+        is_tree = number % 2 == 0
+        kind = "lives in trees" if is_tree else "swims in lakes"
+        text = f"{SCRIPT + ' ' if number < 2 else ''}{kind} {number}"
+        made.append(
+            {
+                "text": text,
+                "label": "tree" if is_tree else "fish",
+                "score": (10.0 if is_tree else 2.0) + number % 3,
+                "group": f"g{number}",
+            }
+        )
+    return made
+
+
+def recipe(folder: Path, task: str, **sections: dict[str, Any]) -> dict[str, Any]:
+    """Write rows and a tiny BERT into a folder, and give a recipe for them."""
+    model = folder / "model"
+    if not model.exists():
+        make_base("bert").save_pretrained(model)
+        make_tokenizer().save_pretrained(model)
+    column = "score" if task == "regress" else "label"
+    data = folder / f"{task}.jsonl"
+    kept = [{name: row[name] for name in ("text", column, "group")} for row in rows()]
+    data.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    whole: dict[str, Any] = {
+        "name": "woods",
+        "model": {"name": str(model), "dtype": "float32"},
+        "data": {
+            "source": str(data),
+            "task": task,
+            "max_tokens": 64,
+            "test_fraction": 0.3,
+            "validation_fraction": 0.2,
+        },
+        "adapter": {"r": 4, "lora_alpha": 8},
+        "train": {"epochs": 10, "learning_rate": 1e-2, "max_tokens_per_batch": 256},
+        "evaluate": {"resamples": 200},
+    }
+    for name, changes in sections.items():
+        whole[name] = {**whole.get(name, {}), **changes}
+    return whole
+
+
+def carry_out(folder: Path, task: str, **sections: dict[str, Any]) -> tuple[RunRecord, Path]:
+    record = run(recipe_from_dict(recipe(folder, task, **sections)), folder / "out")
+    return record, folder / "out"
+
+
+def test_a_classifier_run_writes_its_whole_folder_and_the_record_reads_back(tmp_path):
+    record, out = carry_out(tmp_path, "classify")
+
+    assert sorted(path.name for path in out.iterdir()) == [
+        "README.md",
+        "adapter",
+        "metrics.jsonl",
+        "plots",
+        "predictions.jsonl",
+        "recipe.yaml",
+        "report.html",
+        "run.json",
+        "targets.json",
+    ]
+    assert load_run(out) == record
+    assert load_recipe(out / "recipe.yaml").data.task == "classify"
+    report = record.learned.labels
+    assert report is not None
+    assert report.classes == ("fish", "tree")
+    assert [system.name for system in report.systems] == ["tuned", "majority", "tf-idf"]
+    accuracy = report.tuned.measure("accuracy").value
+    assert accuracy is not None
+    assert accuracy > 0.9
+    assert record.verdicts.knowledge.state in ("yes", "no", "undecided")
+    states = {name: getattr(record.verdicts, name).state for name in ("style", "ability", "drift")}
+    assert set(states.values()) == {"unmeasured"}
+    assert "What the base forgot was not measured." in record.verdicts.summary
+
+
+def test_predictions_of_all_test_rows_are_written(tmp_path):
+    record, out = carry_out(tmp_path, "classify")
+
+    lines = (out / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    predictions = [json.loads(line) for line in lines]
+    assert len(predictions) == record.data.counts["test"]
+    first = predictions[0]
+    assert sorted(first) == [
+        "baseline", "group", "predicted", "row", "scores", "target", "text",
+    ]  # fmt: skip
+    assert sum(first["scores"].values()) == pytest.approx(1.0)
+    assert first["predicted"] == max(first["scores"], key=first["scores"].get)
+    report = record.learned.labels
+    assert report is not None
+    right = sum(one["target"] == one["predicted"] for one in predictions)
+    assert right / len(predictions) == pytest.approx(report.tuned.measure("accuracy").value)
+
+
+def test_metrics_are_measured_while_training_and_early_stopping_looks_at_any_of_them(tmp_path):
+    train = {
+        "heldout_evaluations": 8,
+        "epochs": 12,
+        "early_stopping": "macro_f1",
+        "early_stopping_patience": 2,
+    }
+    record, _ = carry_out(tmp_path, "classify", train=train)
+
+    measured = [step for step in record.training.steps if step.heldout_loss is not None]
+    assert set(measured[0].metrics) == {"accuracy", "macro_f1", "mcc", "auroc", "auprc"}
+    assert len(record.training.steps) < record.preflight.steps  # it stopped before its end
+    best = max(step.metrics["macro_f1"] for step in measured)
+    kept = next(step for step in measured if step.step == record.training.kept_step)
+    assert kept.metrics["macro_f1"] == best
+
+
+def test_a_regression_speaks_in_the_units_of_the_data(tmp_path):
+    record, out = carry_out(tmp_path, "regress", objective={"loss": "huber"})
+
+    targets = json.loads((out / "targets.json").read_text(encoding="utf-8"))
+    assert targets["task"] == "regress"
+    assert 5 < targets["mean"] < 9
+    report = record.learned.labels
+    assert report is not None
+    assert [system.name for system in report.systems] == ["tuned", "mean", "tf-idf"]
+    assert all(2 <= true <= 12 for true, _ in report.points)
+    mae = report.tuned.measure("mae").value
+    assert mae is not None
+    assert mae < 3
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Loss, huber" not in page  # figures are pictures; their words stand in alt texts
+    assert "huber in" in page
+
+
+def test_an_image_run_goes_the_same_way(tmp_path):
+    form = ImageForm(size=16)
+    model = tmp_path / "model"
+    make_base("resnet").save_pretrained(model)
+    save_image_form(form, model)
+    whole = recipe(
+        tmp_path,
+        "image",
+        data={"source": "digits", "limit": 240},
+        adapter={"r": 4, "target_modules": "convolution"},
+        train={"examples_per_batch": 32},
+    )
+    record = run(recipe_from_dict(whole), tmp_path / "out")
+
+    report = record.learned.labels
+    assert report is not None
+    assert report.task == "image"
+    assert [system.name for system in report.systems] == ["tuned", "majority", "linear"]
+    targets = json.loads((tmp_path / "out" / "targets.json").read_text(encoding="utf-8"))
+    assert targets["image"] == {"size": 16, "mean": [0.5], "spread": [0.5], "crop": 1.0}
+    assert record.preflight.example_tokens == ()
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "images/s" in page
+
+
+def test_the_page_and_the_card_say_what_the_run_was(tmp_path):
+    record, out = carry_out(tmp_path, "classify")
+
+    page = (out / "report.html").read_text(encoding="utf-8")
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "<script" not in page.lower()
+    for words in ("macro-F1", "tf-idf", "95 % intervals", "unmeasured"):
+        assert words in page
+    assert "AutoModelForSequenceClassification" in card
+    assert "num_labels=2" in card
+    assert "| macro-F1 |" in card
+    assert record.verdicts.knowledge.sentence.split(":")[0] in page
+
+
+def test_without_a_baseline_only_the_majority_stands_beside(tmp_path):
+    record, _ = carry_out(tmp_path, "classify", evaluate={"baseline": "none"})
+    report = record.learned.labels
+    assert report is not None
+    assert [system.name for system in report.systems] == ["tuned", "majority"]
+
+
+def test_rows_too_long_are_left_out_and_counted(tmp_path):
+    record, out = carry_out(tmp_path, "classify", data={"max_tokens": 17})
+    assert record.preflight.refused_rows > 0
+    assert "exceed max_tokens=17" in record.preflight.refused[0].reason
+    lines = (out / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) < record.data.counts["test"]
+    report = record.learned.labels
+    assert report is not None
+    assert any("left out" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"data": {"replay": "boolq"}}, "data.replay='boolq' is for conversations"),
+        ({"data": {"system": "Be brief."}}, "data.system='Be brief.' is for conversations"),
+        ({"adapter": {"strength": 0.5}}, "adapter.strength=0.5 turns an adapter down"),
+        ({"evaluate": {"adapter_scale": 0.5}}, "evaluate.adapter_scale=0.5 turns"),
+    ],
+)
+def test_settings_that_mean_nothing_with_labels_are_refused_in_words(tmp_path, sections, words):
+    with pytest.raises(SettingsError) as caught:
+        run(recipe_from_dict(recipe(tmp_path, "classify", **sections)), tmp_path / "out")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"max_tokens": 15}, "No training row could be encoded"),
+        ({"max_tokens": 200}, "reads at most 64. Set data.max_tokens: 64"),
+    ],
+)
+def test_rows_that_fit_no_model_are_refused_before_training(tmp_path, data, words):
+    whole = recipe(tmp_path, "classify", data=data)
+    if data["max_tokens"] > 64:
+        source = Path(whole["data"]["source"])
+        longer = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+        longer[0]["text"] *= 4
+        source.write_text("".join(json.dumps(row) + "\n" for row in longer), encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        run(recipe_from_dict(whole), tmp_path / "out")
+    assert words in str(caught.value)
+    assert not (tmp_path / "out" / "adapter").exists()
+
+
+def test_conversations_are_refused_where_labels_are_wanted(tmp_path):
+    with pytest.raises(DataError, match="which are for chat and not to classify"):
+        run(
+            recipe_from_dict(recipe(tmp_path, "classify", data={"source": "shop"})),
+            tmp_path / "out",
+        )
+
+
+def test_the_bundled_recipe_is_checked_and_asks_for_labels():
+    bundled = find_recipe("privacy")
+    assert (bundled.data.task, bundled.data.source, bundled.model.name) == (
+        "classify",
+        "privacy-qa",
+        "minilm-l6",
+    )
+    assert dataclasses.asdict(bundled.objective)["loss"] == "auto"
