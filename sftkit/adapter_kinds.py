@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sftkit.errors import AdapterError, near_names
-from sftkit.settings import AdapterSettings
+from sftkit.settings import AdapterSettings, ModelSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,6 +263,16 @@ def off_equals_base(settings: AdapterSettings) -> bool:
     """
     kind = find_kind(settings.kind)
     return kind.off_equals_base and _stays_beside(settings.options)
+
+
+def model_for(kind: AdapterKind, settings: ModelSettings) -> ModelSettings:
+    """Hold the base as it is trained: in float32 where its own weights are (freeze, full).
+
+    The base is then scored in the type it is tuned in, not in another one.
+    """
+    if kind.peft_type is None:
+        return dataclasses.replace(settings, dtype="float32")
+    return settings
 
 
 def kind_of(model: Any) -> AdapterKind:

@@ -381,6 +381,7 @@ def _memory_lines(found: DryRun) -> list[str]:
     lines += [
         f"  {in_gigabytes(rung.freed):>9}  --set {rung.setting:<36} {rung.cost}"
         for rung in found.ladder
-        if rung.freed > 0
     ]
+    if not found.ladder:
+        lines.append("  nothing: the peak is that of loading the model")
     return lines

@@ -130,7 +130,7 @@ def estimate(
         components=components,
         total=total,
         low=round(total * (1 - machine.spread)),
-        high=round(total * (1 + machine.spread)),
+        high=round(max(total, plan.loading(machine.loading_most)) * (1 + machine.spread)),
         heaviest=heaviest,
         trainable=plan.trainable,
         parameters=shape.parameters,

@@ -68,7 +68,7 @@ class Rung:
 
     Attributes:
         setting: What to change, as a recipe writes it: train.micro_batches=2.
-        freed: Bytes that the peak falls by; below zero it would rise.
+        freed: Bytes that the peak falls by, above zero.
         total: The peak afterwards.
         cost: What it costs, in words.
     """
@@ -150,7 +150,7 @@ def ladder(plan: Plan) -> tuple[Rung, ...]:
         plan: Where to start from.
 
     Returns:
-        Changes that apply to the plan, with the bytes each frees on its own.
+        Changes that apply to the plan and free something, with the bytes each frees on its own.
     """
     before = plan.estimate()
     rungs = []
@@ -159,7 +159,9 @@ def ladder(plan: Plan) -> tuple[Rung, ...]:
             after = changed.estimate().total
         except AdapterError:  # a target this model does not have
             continue
-        rungs.append(Rung(setting=setting, freed=before.total - after, total=after, cost=cost))
+        freed = before.total - after
+        if freed > 0:  # nothing else helps where loading is the peak
+            rungs.append(Rung(setting=setting, freed=freed, total=after, cost=cost))
     return tuple(sorted(rungs, key=lambda rung: -rung.freed))
 
 

@@ -121,7 +121,7 @@ def _carry_out(
             f"{adapter_kinds.why_not_scalable(kind)}"
         )
     source = catalog.fetch_model(recipe.model, progress=note)
-    choice = model.pick_dtype(recipe.model)
+    choice = model.pick_dtype(adapter_kinds.model_for(kind, recipe.model))
     tokenizer = model.load_tokenizer(recipe.model, source=source)
     probes = {
         name: catalog.probe_items(name, settings.items_per_probe, progress=note)

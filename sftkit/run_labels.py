@@ -72,11 +72,11 @@ def carry_out_labels(
     is_image = task == "image"
     task_type = None if is_image else "SEQ_CLS"
     refuse_chat_settings(recipe)
-    adapter_kinds.check_kind(
+    kind = adapter_kinds.check_kind(
         recipe.adapter, quantization=recipe.model.quantization, task_type=task_type
     )
     source = catalog.fetch_model(recipe.model, progress=note)
-    choice = model.pick_dtype(recipe.model)
+    choice = model.pick_dtype(adapter_kinds.model_for(kind, recipe.model))
     tokenizer = None if is_image else model.load_tokenizer(recipe.model, source=source)
     form = heads.load_image_form(recipe.model, source=source) if is_image else None
     data = prepare_labels(recipe, tokenizer=tokenizer, form=form, note=note)

@@ -455,3 +455,15 @@ def test_convolutions_are_found_by_name_or_pattern_only():
         attach_adapter(
             model, AdapterSettings(kind="pissa", target_modules=("convolution",)), task_type=None
         )
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("lora", "bfloat16"), ("freeze", "float32"), ("full", "float32")]
+)
+def test_a_base_whose_own_weights_are_trained_is_held_and_scored_in_float32(kind, dtype):
+    from sftkit.adapter_kinds import find_kind, model_for
+    from sftkit.settings import ModelSettings
+
+    given = ModelSettings(name="x", dtype="bfloat16")
+    held = model_for(find_kind(kind), given)
+    assert held == dataclasses.replace(given, dtype=dtype)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
+from sftkit.adapter import attach_adapter
 from sftkit.chat import encode_chat, encode_prompt
 from sftkit.evidence.generation import generate_answers
 from sftkit.objectives import chat_loss
-from sftkit.settings import TrainSettings
+from sftkit.settings import AdapterSettings, TrainSettings
 from sftkit.train import train
 from tests.conftest import make_model, make_tokenizer
 
@@ -63,3 +65,14 @@ def test_padding_after_the_end_is_no_part_of_an_answer(taught, monkeypatch):
 
 def test_no_prompts_have_no_answers(taught):
     assert generate_answers(taught, TOKENIZER, [], max_new_tokens=3) == ()
+
+
+def test_answers_behind_virtual_tokens_are_the_models_own_and_raise_no_warning():
+    model = attach_adapter(make_model(vocab_size=len(TOKENIZER)), AdapterSettings(kind="prompt"))
+    with torch.no_grad():
+        for seed in range(3):
+            torch.manual_seed(seed)
+            model.prompt_encoder["default"].embedding.weight.normal_(std=3.0)
+            likeliest = int(model(input_ids=torch.tensor([[1, 2, 3]])).logits[0, -1].argmax())
+            (answer, _) = generate_answers(model, TOKENIZER, [(1, 2, 3), (4, 5)], max_new_tokens=1)
+            assert answer == TOKENIZER.decode([likeliest], skip_special_tokens=True).strip()

@@ -295,7 +295,10 @@ from sftkit.run import make_measure
 from sftkit.train import train
 
 measure = make_measure(tuned, data.validation)
-with closing(make_watcher(heldout_start=measure()["heldout_loss"])) as watcher, clock.timed("training"):
+with (
+    closing(make_watcher(heldout_start=measure()["heldout_loss"])) as watcher,
+    clock.timed("training"),
+):
     training = train(
         tuned,
         data.train,

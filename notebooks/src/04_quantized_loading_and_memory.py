@@ -23,7 +23,8 @@
 #
 # | Machine | Minutes | Memory | Measured on |
 # |---|---|---|---|
-# | 2 CPU cores, no GPU | TODO | TODO | 2026-11-22 |
+# | 1 CPU core, no GPU | 6.4 | 3.7 GB | 2026-11-22 |
+# | 2 CPU cores, no GPU | not timed alone yet | not timed alone yet | |
 # | Colab T4 | not run yet | not run yet | |
 # | NVIDIA A100 | not run yet | not run yet | |
 # | Apple laptop | not run yet | not run yet | |
@@ -222,6 +223,9 @@ for name, one in recipes.items():
 plot_memory(predicted, measured={name: one.peak_bytes for name, one in tried.items()})
 
 # %% [markdown]
+# A diamond to the right of its black line is a prediction that was too low. Plan with the upper end of the line, and leave some
+# room beyond it.
+#
 # What does rounding cost? Two measures. The *loss* on general text: how much more surprised is the rounded model? Both
 # models read the same passages, so the change is compared passage by passage, with a 95 % interval. And *agreement*: at how
 # many places does it expect the same next word as the exact model?

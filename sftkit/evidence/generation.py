@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,14 @@ def generate_answers(
     ends = sorted(end_tokens(tokenizer))
     order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), row))
     answers: dict[int, str] = {}
-    with scoring(model), precision_of(model), last_logits_only(model):
+    with (
+        scoring(model),
+        precision_of(model),
+        last_logits_only(model),
+        warnings.catch_warnings(),
+    ):
+        # Virtual tokens in front move every position; peft then counts them itself, and says so.
+        warnings.filterwarnings("ignore", message="Position ids are not supported")
         for start in range(0, len(order), ROWS_PER_BATCH):
             batch = order[start : start + ROWS_PER_BATCH]
             ids, mask = _pad_left([prompts[row] for row in batch], pad_id)
