@@ -81,22 +81,24 @@ def attach_adapter(
     kind = check_kind(
         settings, quantization="few bits" if is_quantized(model) else "none", task_type=task_type
     )
-    _keep_statistics(model)
     torch.manual_seed(seed)
     if kind.peft_type is None:
         names = [name for name, _ in model.named_parameters()]
         if kind.name == "freeze":
             names = last_parameters(model, settings.last_blocks)
+        _keep_statistics(model)
         return own_weights(model, kind, names, trained=True)
     fields = _fields(model, kind, settings, task_type)
     config = adapter_kinds.peft_config(kind, fields, settings.options)
     try:
         with quiet():
             attached = get_peft_model(model, config)
-    except (ValueError, TypeError, RuntimeError, KeyError, NotImplementedError) as error:
+    except (ValueError, TypeError, RuntimeError, KeyError, NotImplementedError, OSError) as error:
+        take_apart(model)
         raise AdapterError(
             f"peft cannot put adapter.kind={kind.name} on {type(model).__name__}: {error}"
         ) from error
+    _keep_statistics(attached)
     return attached.eval()
 
 
@@ -134,16 +136,17 @@ def adapter_scaled(model: Any, scale: float) -> Iterator[None]:
     """Run the adapter at another strength: 1 is as trained, 0 changes nothing at all.
 
     Raises:
-        AdapterError: A part of its strength means nothing for this method.
+        AdapterError: A part of its strength means nothing for this method; at 0, what is left
+            would not be the base.
     """
     if scale == 1.0:
         yield
         return
-    _refuse_unscalable(model)
-    if scale == 0.0:
+    if scale == 0.0:  # needs no more than a base that comes back
         with adapter_off(model):
             yield
         return
+    _refuse_unscalable(model)
     kept = [(parameter, parameter.detach().clone()) for parameter, _ in _updates(model)]
     weaken_adapter(model, scale)
     try:
@@ -181,10 +184,7 @@ def _fields(
 ) -> dict[str, Any]:
     """Collect the fields of peft's configuration that settings and model decide."""
     fields: dict[str, Any] = {"task_type": task_type}
-    # A method that is passed through finds its own targets, unless it is told.
-    default = AdapterSettings()
-    told = (settings.target_modules, settings.layers) != (default.target_modules, default.layers)
-    if "target_modules" in kind.fields and (kind.proven or told):
+    if "target_modules" in kind.fields and "target_modules" not in settings.options:
         targets = find_targets(model, settings)
         fields["target_modules"] = targets
         if kind.peft_type == "IA3":
@@ -224,6 +224,8 @@ def _updates(model: Any) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor | fl
     for module in model.modules():
         if name in getattr(module, "lora_B", {}):
             yield from ((parameter, 0.0) for parameter in module.lora_B[name].parameters())
+        if name in getattr(module, "lora_embedding_B", {}):
+            yield module.lora_embedding_B[name], 0.0
         if name in getattr(module, "ia3_l", {}):
             yield module.ia3_l[name], 1.0
         if name in getattr(module, "lora_magnitude_vector", {}):
@@ -243,6 +245,20 @@ def _keep_statistics(model: Any) -> None:
 def _stay(module: torch.nn.Module, mode: bool = True) -> torch.nn.Module:
     """Stand in for `train`, whatever mode is asked for."""
     return module
+
+
+def take_apart(model: Any) -> None:
+    """Take what peft put into a model out again, also where peft stopped halfway."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, BaseTunerLayer):
+                setattr(module, name, child.get_base_layer())
+            elif isinstance(child, AuxiliaryTrainingWrapper):
+                setattr(module, name, child.original_module)
+    model.__dict__.pop("peft_config", None)
 
 
 def is_quantized(model: Any) -> bool:

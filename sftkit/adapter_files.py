@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import json
+import tempfile
 import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sftkit import adapter_kinds
-from sftkit.adapter import is_quantized, own_weights, quiet
-from sftkit.adapter_kinds import AdapterKind, kind_of
+from sftkit.adapter import is_quantized, own_weights, quiet, take_apart
+from sftkit.adapter_kinds import KINDS, AdapterKind, kind_of
 from sftkit.errors import AdapterError, near_names
 
 ABOUT = "sftkit.json"
@@ -26,6 +30,7 @@ TRAINED = "trained_weights.safetensors"
 def save_adapter(model: Any, folder: str | Path, *, base_fingerprint: str = "") -> Path:
     """Write a standard PEFT adapter folder, and beside it what base it belongs to.
 
+    Of several adapters it is the active one (see `switch_adapter`), whatever it is called.
     freeze and full are no adapters of peft: they write the weights that were trained.
 
     Args:
@@ -41,15 +46,15 @@ def save_adapter(model: Any, folder: str | Path, *, base_fingerprint: str = "") 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     kind = kind_of(model)
+    about: dict[str, Any] = {"kind": kind.name, "base_fingerprint": base_fingerprint}
     if kind.peft_type is None:
+        about["trained"] = sorted(model.sftkit_trained[1])
         parameters = dict(model.named_parameters())
         tensors = {n: parameters[n].detach().contiguous() for n in model.sftkit_trained[1]}
         save_file(tensors, folder / TRAINED)
     else:
-        model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
-        (folder / "README.md").unlink(missing_ok=True)  # peft's empty card; the run's card is ours
+        _save_active(model, folder)
         _forget_place(folder / CONFIG)
-    about = {"kind": kind.name, "base_fingerprint": base_fingerprint}
     (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     return folder
 
@@ -72,14 +77,13 @@ def load_adapter(
         AdapterError: The folder is no adapter, is damaged, holds pickled weights only, asks for
             foreign code or files, or was made for another base.
     """
-    from peft import PeftModel
     from safetensors import SafetensorError
 
     folder = Path(folder)
     about = _read_about(folder)
     _compare_bases(str(about.get("base_fingerprint", "")), base_fingerprint, folder)
     if (folder / TRAINED).is_file():
-        return _load_own_weights(model, folder, str(about.get("kind")))
+        return _load_own_weights(model, folder, about)
     _check_files(folder)
     loaded = getattr(model, "peft_config", {})
     if name in loaded:
@@ -96,23 +100,16 @@ def load_adapter(
         )
     fits = f"{folder} does not fit {type(model).__name__}"
     try:
-        with quiet():
-            warnings.filterwarnings("ignore", message="Found missing adapter keys")
-            if loaded:
-                model.load_adapter(str(folder), adapter_name=name)
-                attached = model
-            else:
-                attached = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+        with quiet(), _as_it_was(model, name):
+            stored = _shapes(folder)
+            attached = _put_empty(model, folder, name, stored, fits)
+            attached.load_adapter(str(folder), adapter_name=name)
     except SafetensorError as error:
         raise AdapterError(f"{folder}/{WEIGHTS} is damaged: {error}") from error
-    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except (
+        ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, OSError,
+    ) as error:  # fmt: skip
         raise AdapterError(f"{fits}: {error}") from error
-    astray = _astray(attached, folder, name)
-    if astray:
-        raise AdapterError(
-            f"{fits}: {len(astray)} of its weights have no place there or are missing, such as "
-            f"{astray[0]}. Use the base model it was made for (see adapter_config.json)."
-        )
     switch_adapter(attached, name)
     return attached.eval()
 
@@ -163,10 +160,11 @@ def merge_adapter(model: Any) -> Any:
     return model.merge_and_unload(safe_merge=True).eval()
 
 
-def _load_own_weights(model: Any, folder: Path, name: str) -> Any:
+def _load_own_weights(model: Any, folder: Path, about: Mapping[str, Any]) -> Any:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    name = str(about.get("kind"))
     kind = adapter_kinds.KINDS.get(name)
     if kind is None or kind.peft_type is not None:
         raise AdapterError(f"{folder}/{ABOUT} names no method that trains whole weights: {name!r}.")
@@ -183,6 +181,12 @@ def _load_own_weights(model: Any, folder: Path, name: str) -> Any:
             f"{folder} does not fit {type(model).__name__}: {len(astray)} of its weights have no "
             f"place there{', such as ' + astray[0] if astray else ''}. Use the base model it was "
             "made for."
+        )
+    missing = sorted(set(about.get("trained") or ()) - set(tensors))
+    if missing:
+        raise AdapterError(
+            f"{folder}/{TRAINED} is not whole: {len(missing)} of the weights that {ABOUT} lists "
+            f"are missing, such as {missing[0]}. Save or copy it again."
         )
     model = own_weights(model, kind, list(tensors), trained=False)
     with torch.no_grad():
@@ -219,7 +223,7 @@ def _forget_place(path: Path) -> None:
     """Leave the name of a base that lies on this machine, and not where it lies."""
     config = json.loads(path.read_text(encoding="utf-8"))
     base = config.get("base_model_name_or_path") or ""
-    if base and Path(base).is_dir():
+    if base and (Path(base).is_absolute() or Path(base).exists()):
         config["base_model_name_or_path"] = Path(base).name
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -272,9 +276,11 @@ def _configuration_faults(config: dict[str, Any]) -> list[str]:
     library = mapping.get("parent_library", "") if isinstance(mapping, dict) else ""
     from_transformers = str(library or "").startswith("transformers.")
     for name in sorted(adapter_kinds.UNSAFE & set(config)):
-        harmless = name in ("revision", "megatron_core") or (
-            name == "auto_mapping" and from_transformers
-        )
+        harmless = (
+            name in ("revision", "megatron_core")
+            or (name == "auto_mapping" and from_transformers)
+            or (name, config[name]) == ("shadow_model", "mirror")
+        )  # a small copy of the base
         if config[name] not in (None, {}) and not harmless:
             faults.append(f"the field {name!r} would load code or files of its own choosing")
     if peft_type == "XLORA":
@@ -282,14 +288,98 @@ def _configuration_faults(config: dict[str, Any]) -> list[str]:
     return faults
 
 
-def _astray(attached: Any, folder: Path, name: str) -> list[str]:
-    """List weights that are in the file and not in the model, or the other way round."""
-    from peft import get_peft_model_state_dict
+def _save_active(model: Any, folder: Path) -> None:
+    """Write the active adapter at the root, where peft keeps a folder for each other name."""
+    name = model.active_adapter
+    with tempfile.TemporaryDirectory(dir=folder) as aside:
+        model.save_pretrained(
+            aside, safe_serialization=True, save_embedding_layers=False, selected_adapters=[name]
+        )
+        written = Path(aside) if name == "default" else Path(aside) / name
+        for file in (WEIGHTS, CONFIG):  # and not peft's empty card; the run's card is ours
+            (written / file).replace(folder / file)
+
+
+@contextlib.contextmanager
+def _as_it_was(model: Any, name: str) -> Iterator[None]:
+    """Leave no trace of an adapter whose loading fails."""
+    before = model.active_adapter if getattr(model, "peft_config", None) else None
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")
+            warnings.filterwarnings("ignore", message="Adapter .* was active which is now deleted")
+            yield
+    except BaseException:
+        if before is None:
+            take_apart(model)
+        else:
+            if name in model.peft_config:
+                model.delete_adapter(name)
+            model.set_adapter(before)
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        raise
+
+
+def _put_empty(
+    model: Any, folder: Path, name: str, stored: Mapping[str, tuple[int, ...]], fits: str
+) -> Any:
+    """Put the adapter of a folder on a model without its weights, if those have a place there.
+
+    peft copies whatever a file names into the model, weights of the base included; so names and
+    shapes are compared before it opens the file.
+    """
+    from peft import PeftConfig
+    from peft.utils import get_peft_model_state_dict
+
+    config = PeftConfig.from_pretrained(str(folder))
+    config.inference_mode = True
+    harmless = config
+    moves_base = not adapter_kinds.stays_beside(config.to_dict())
+    if moves_base and hasattr(config, "init_lora_weights"):
+        # First weights may be taken out of the base: compare before they are.
+        harmless = copy.copy(config)
+        harmless.init_lora_weights = True
+    attached = _put(model, harmless, name)
+    wanted = get_peft_model_state_dict(attached, adapter_name=name, save_embedding_layers=False)
+    shapes = {key: tuple(tensor.shape) for key, tensor in wanted.items()}
+    same_shapes = str(config.peft_type.value) in {row.peft_type for row in KINDS.values()}
+    astray = sorted(
+        key
+        for key in stored.keys() | shapes.keys()
+        if key not in stored
+        or key not in shapes
+        or (same_shapes and stored[key] != shapes[key])  # others may shrink in training
+    )
+    if astray:
+        raise AdapterError(
+            f"{fits}: {len(astray)} of its weights have no place there or are missing, such as "
+            f"{astray[0]}. Use the base model it was made for (see adapter_config.json)."
+        )
+    if harmless is config:
+        return attached
+    if attached is model:
+        model.delete_adapter(name)
+    else:
+        take_apart(model)
+    return _put(model, config, name)
+
+
+def _put(model: Any, config: Any, name: str) -> Any:
+    """Add an adapter with weights of no meaning yet."""
+    from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftModel
+
+    if getattr(model, "peft_config", None):
+        model.add_adapter(name, config)
+        return model
+    wrapper = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
+    return wrapper(model, config, adapter_name=name)
+
+
+def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Read the names and shapes of stored weights, and no weight."""
     from safetensors import safe_open
 
     with safe_open(folder / WEIGHTS, framework="pt") as file:
-        stored = set(file.keys())
-    wanted = set(
-        get_peft_model_state_dict(attached, adapter_name=name, save_embedding_layers=False)
-    )
-    return sorted(stored ^ wanted)
+        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118

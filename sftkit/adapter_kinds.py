@@ -161,7 +161,7 @@ KINDS: Mapping[str, AdapterKind] = {
 UNSAFE = frozenset({
     "megatron_config", "megatron_core", "tokenizer_kwargs", "tokenizer_name_or_path",
     "prompt_tuning_init_state_dict_path", "adapters", "corda_config", "eva_config",
-    "lora_ga_config", "auto_mapping", "revision",
+    "lora_ga_config", "auto_mapping", "revision", "shadow_model", "arrow_config",
 })  # fmt: skip
 """Fields that would read files or code of the configuration\'s own choosing, or other adapters."""
 # What attach_adapter writes itself.
@@ -174,6 +174,11 @@ _OURS = _ALWAYS_OURS | {
 }  # fmt: skip
 # First weights that are taken out of the base, which is then another one with the adapter off.
 _INSIDE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Fields that change the base itself, and fields that train what has no half strength.
+_CHANGE_BASE = ("layer_replication", "kasa_config")
+_WHOLE_PARTS = ("modules_to_save", "trainable_token_indices", "monteclora_config")
+# Methods whose target_modules are no linear layers: attention blocks, embeddings, decoder blocks.
+_OTHER_TARGETS = frozenset({"ADAPTION_PROMPT", "TRAINABLE_TOKENS", "SHADOW"})
 
 
 def find_kind(name: str) -> AdapterKind:
@@ -227,12 +232,14 @@ def check_kind(
         AdapterError: The method is unknown, cannot be put on such a base, or a setting was given
             that it does not read. All faults are named.
     """
-    kind = find_kind(settings.kind)
+    row = find_kind(settings.kind)
+    kind = with_options(row, settings.options)
     faults = []
     if quantization != "none" and kind.works_on_quantized is False:
-        able = ", ".join(name for name, row in KINDS.items() if row.works_on_quantized)
+        able = ", ".join(name for name, other in KINDS.items() if other.works_on_quantized)
+        named = kind.name if row.works_on_quantized is False else f"{kind.name} with these options"
         faults.append(
-            f"adapter.kind={kind.name} changes the base's own weights, which quantization="
+            f"adapter.kind={named} changes the base's own weights, which quantization="
             f"{quantization} holds in too few bits for that. Use quantization: none, or one of "
             f"{able}."
         )
@@ -242,7 +249,7 @@ def check_kind(
         given = getattr(settings, info.name)
         if info.name in {"kind", "strength", "options"} | kind.fields or given == info.default:
             continue
-        able = ", ".join(name for name, row in KINDS.items() if info.name in row.fields)
+        able = ", ".join(name for name, other in KINDS.items() if info.name in other.fields)
         hint = "" if kind.proven else f" Fields of peft's {kind.name} go under adapter.options."
         faults.append(
             f"adapter.{info.name}={given} means nothing to adapter.kind={kind.name}; it belongs to "
@@ -261,8 +268,19 @@ def off_equals_base(settings: AdapterSettings) -> bool:
 
     Where they do not, the base has to be scored before `attach_adapter`.
     """
-    kind = find_kind(settings.kind)
-    return kind.off_equals_base and _stays_beside(settings.options)
+    return with_options(find_kind(settings.kind), settings.options).off_equals_base
+
+
+def with_options(row: AdapterKind, options: Mapping[str, Any]) -> AdapterKind:
+    """Say what fields of peft's configuration make of a method's row."""
+    beside = stays_beside(options)
+    whole = any(options.get(name) for name in _WHOLE_PARTS)
+    return dataclasses.replace(
+        row,
+        works_on_quantized=False if _starts_inside(options) else row.works_on_quantized,
+        off_equals_base=row.off_equals_base and beside,
+        scalable=row.scalable and beside and not whole,
+    )
 
 
 def model_for(kind: AdapterKind, settings: ModelSettings) -> ModelSettings:
@@ -292,11 +310,7 @@ def kind_of(model: Any) -> AdapterKind:
     rows = [row for row in KINDS.values() if row.peft_type == peft_type]
     for row in sorted(rows, key=lambda row: -len(row.fixed)):
         if peft_type != "LORA" or all(config.get(n) == v for n, v in row.fixed.items()):
-            beside = row.off_equals_base and _stays_beside(config)
-            whole = bool(config.get("modules_to_save"))  # a head has no half strength
-            return dataclasses.replace(
-                row, off_equals_base=beside, scalable=row.scalable and beside and not whole
-            )
+            return with_options(row, config)
     return find_kind(str(peft_type).lower())
 
 
@@ -332,8 +346,13 @@ def peft_config(kind: AdapterKind, fields: Mapping[str, Any], options: Mapping[s
     config_class = registry()[str(kind.peft_type)]
     known = {info.name for info in dataclasses.fields(config_class)}
     given = {name: value for name, value in fields.items() if name in known}
+    merged = {**given, **kind.fixed, **options}
+    if given.get("modules_to_save") and options.get("modules_to_save"):
+        also = options["modules_to_save"]  # beside the head, which is fresh, and not instead of it
+        names = [*given["modules_to_save"], *([also] if isinstance(also, str) else also)]
+        merged["modules_to_save"] = list(dict.fromkeys(names))
     try:
-        return config_class(**{**given, **kind.fixed, **options})
+        return config_class(**merged)
     except (TypeError, ValueError, ImportError) as error:
         raise AdapterError(f"peft refuses adapter.kind={kind.name}: {error}") from error
 
@@ -363,16 +382,25 @@ def _option_faults(kind: AdapterKind, options: Mapping[str, Any]) -> list[str]:
     return faults
 
 
-def _stays_beside(config: Mapping[str, Any]) -> bool:
-    """Say that neither biases nor first weights of an adapter are changes of the base."""
+def stays_beside(config: Mapping[str, Any]) -> bool:
+    """Say that neither biases nor first weights nor layers of an adapter are changes of the base.
+
+    Args:
+        config: Fields of peft's configuration; those that are left out have its defaults.
+    """
+    changed = _starts_inside(config) or any(config.get(name) for name in _CHANGE_BASE)
+    return not changed and config.get("bias", "none") == "none"
+
+
+def _starts_inside(config: Mapping[str, Any]) -> bool:
     start = config.get("init_lora_weights")
-    taken_out = isinstance(start, str) and start.lower().startswith(_INSIDE_BASE)
-    return not taken_out and config.get("bias", "none") == "none"
+    return isinstance(start, str) and start.lower().startswith(_INSIDE_BASE)
 
 
 def _can_target(peft_type: str) -> frozenset[str]:
     names = {info.name for info in dataclasses.fields(registry()[peft_type])}
-    return frozenset({"target_modules", "layers"} if "target_modules" in names else ())
+    able = "target_modules" in names and peft_type not in _OTHER_TARGETS
+    return frozenset({"target_modules", "layers"} if able else ())
 
 
 @functools.cache

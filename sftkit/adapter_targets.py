@@ -34,6 +34,8 @@ def find_targets(model: PreTrainedModel, settings: AdapterSettings) -> list[str]
         AdapterError: Nothing matches; near names are listed.
     """
     wanted = settings.target_modules
+    if not isinstance(wanted, str) and len(wanted) == 1 and wanted[0] in _WORDS:
+        wanted = wanted[0]  # a word in brackets is the word
     if isinstance(wanted, str):
         try:
             re.compile(wanted)
@@ -62,10 +64,17 @@ def find_targets(model: PreTrainedModel, settings: AdapterSettings) -> list[str]
     first, last = settings.layers
     inside = [name for name in chosen if (n := _block(name)) is not None and first <= n <= last]
     blocks = [n for name in layers if (n := _block(name)) is not None]
-    if not inside or last > max(blocks):
+    if not blocks or last > max(blocks):
         raise AdapterError(
             f"adapter.layers={list(settings.layers)} lies outside the model, whose blocks are 0 to "
             f"{max(blocks, default=0)}."
+        )
+    if not inside:
+        held = sorted({n for name in chosen if (n := _block(name)) is not None})
+        raise AdapterError(
+            f"adapter.layers={list(settings.layers)} holds none of the layers that "
+            f"adapter.target_modules {settings.target_modules!r} matches; they are in "
+            f"{'blocks ' + ', '.join(map(str, held)) if held else 'no block'}. Change one of both."
         )
     return inside
 

@@ -325,11 +325,14 @@ def fetch_model(settings: ModelSettings, *, progress: Progress | None = None) ->
             )
         if found.hub is not None:
             return _hub_source(name, found.hub, settings.revision or found.revision, found)
+        _refuse_revision(settings)
         return _local_source(name, fetch(name, progress=progress), found.title, found.licence)
     path = Path(name).expanduser()
     if name.lower().endswith(".gguf"):
+        _refuse_revision(settings)
         return _gguf_source(name, path, progress or _say_nothing)
     if path.is_dir():
+        _refuse_revision(settings)
         _check_model_folder(path)
         return _local_source(name, path, f"local folder {path.name}", "as stated by its publisher")
     near = near_names(name, names("model"))
@@ -356,11 +359,21 @@ def model_config(settings: ModelSettings) -> dict[str, Any]:
     """
     name = settings.name.strip()
     if name in names("model"):
+        if entry(name).hub is None:
+            _refuse_revision(settings)
         return catalog_hub.read_config(bundled_folder() / "models" / f"{name}.json")
     source = fetch_model(settings)
     if source.fingerprint.startswith("hub:"):
         return catalog_hub.hub_config(source.path, source.revision)
     return catalog_hub.read_config(Path(source.path) / "config.json")
+
+
+def _refuse_revision(settings: ModelSettings) -> None:
+    if settings.revision is not None:
+        raise FetchError(
+            f"model.revision={settings.revision} is for models of the hub, and {settings.name!r} "
+            "is none. Leave it out."
+        )
 
 
 def _hub_source(name: str, hub: str, revision: str | None, found: Entry | None) -> ModelSource:

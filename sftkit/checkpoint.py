@@ -68,6 +68,7 @@ def save_checkpoint(
     Raises:
         CheckpointError: The disk is full or cannot be written; earlier checkpoints are whole.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     folder = Path(folder)
@@ -80,24 +81,32 @@ def save_checkpoint(
             for name, tensors in checkpoint.tensors.items():
                 held = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
                 save_file(held, workplace / f"{name}.safetensors")
-            text = json.dumps(checkpoint.progress, allow_nan=False)
+            text = json.dumps(checkpoint.progress)
             (workplace / PROGRESS).write_text(text, encoding="utf-8")
             _write_manifest(workplace, checkpoint.step, fingerprints)
-            if target.exists():
-                shutil.rmtree(target)
+            if target.exists():  # damaged, or the run went on from before it
+                target.rename(Path(tempfile.mkdtemp(prefix=".writing-", dir=folder)) / "old")
             workplace.rename(target)
             _flush(folder)
         finally:
             shutil.rmtree(workplace, ignore_errors=True)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"The checkpoint of step {checkpoint.step} could not be written to {folder} "
-            f"({error.strerror or error}). Earlier checkpoints are whole. Free some space; "
-            "train.keep_last says how many are kept."
+            f"({getattr(error, 'strerror', None) or error}). Earlier checkpoints are whole. Free "
+            "some space; train.keep_last says how many are kept."
         ) from error
-    for _, old in _by_step(folder)[keep_last:]:
-        shutil.rmtree(old, ignore_errors=True)
+    _prune(folder, checkpoint.step, keep_last)
     return target
+
+
+def _prune(folder: Path, newest: int, keep_last: int) -> None:
+    """Keep the newest few up to the one just written. What is beyond it was left behind."""
+    _remove_leavings(folder)
+    kept = [path for step, path in _by_step(folder) if step <= newest][:keep_last]
+    for _, path in _by_step(folder):
+        if path not in kept:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def load_checkpoint(path: str | Path) -> tuple[Checkpoint, dict[str, str]]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from sftkit import __version__
-from sftkit.errors import SettingsError, SftkitError
+from sftkit.errors import SettingsError, SftkitError, StoppedError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,6 +23,9 @@ app = typer.Typer(
     help="Fine-tune small language models with adapters, and test every fine-tune.",
 )
 
+BUNDLED = ", ".join(
+    sorted(path.stem for path in (Path(__file__).parent / "recipes").glob("*.yaml"))
+)
 Format = Annotated[
     Literal["text", "json"], typer.Option("--format", help="What to print: text or json.")
 ]
@@ -39,14 +42,12 @@ Set = Annotated[
 @app.command()
 def demo(out: Out = None, change: Set = None, output: Format = "text") -> None:
     """Fine-tune a real 135M model on invented facts and prove what happened (minutes, no GPU)."""
-    _run("demo", out, change, output)
+    _run("demo", out, change, output, resume=False)
 
 
 @app.command()
 def run(
-    recipe: Annotated[
-        str, typer.Argument(help="A recipe file, or a bundled one: demo, cwe, privacy.")
-    ],
+    recipe: Annotated[str, typer.Argument(help=f"A recipe file, or a bundled one: {BUNDLED}.")],
     out: Out = None,
     change: Set = None,
     output: Format = "text",
@@ -54,17 +55,25 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be done, and the memory.")
     ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on from the newest checkpoint in --out, if there is one."
+        ),
+    ] = False,
     probe: Annotated[
         bool, typer.Option("--probe", help="With --dry-run: time 5 steps, predict minutes.")
     ] = False,
 ) -> None:
     """Fine-tune as a recipe says, test the result, write adapter, record and report."""
+    if dry_run and out is not None:
+        raise SettingsError("--dry-run writes nothing: leave --out away.")
     if dry_run:
         _look_ahead(recipe, change, output, probe=probe)
     elif probe:
         raise SettingsError("--probe only predicts minutes: add --dry-run.")
     else:
-        _run(recipe, out, change, output)
+        _run(recipe, out, change, output, resume=resume)
 
 
 @app.command()
@@ -165,6 +174,9 @@ def start() -> int:
     """Run the command line; our own errors become one message and exit code 2."""
     try:
         app(standalone_mode=True)
+    except StoppedError as error:
+        typer.echo(str(error), err=True)
+        return 130
     except SftkitError as error:
         typer.echo(f"{type(error).__name__}: {error}", err=True)
         return 2
@@ -174,7 +186,9 @@ def start() -> int:
     return 0
 
 
-def _run(recipe: str, out: Path | None, change: list[str] | None, output: str) -> None:
+def _run(
+    recipe: str, out: Path | None, change: list[str] | None, output: str, *, resume: bool
+) -> None:
     from sftkit.progress import make_watcher
     from sftkit.records import to_json
     from sftkit.run import find_recipe
@@ -183,7 +197,9 @@ def _run(recipe: str, out: Path | None, change: list[str] | None, output: str) -
     checked = find_recipe(recipe, overrides=change or [])
     folder = out or _next_free(Path("runs") / checked.name)
     watcher = make_watcher("silent" if output == "json" else "auto")
-    record = run_recipe(checked, folder, watcher=watcher)
+    if resume and out is None:
+        raise SettingsError("--resume needs --out, the folder of the run that was stopped.")
+    record = run_recipe(checked, folder, resume=resume, watcher=watcher)
     if output == "json":
         typer.echo(to_json(record), nl=False)
         return

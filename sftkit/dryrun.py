@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sftkit import catalog
-from sftkit.errors import ModelError
+from sftkit.errors import AdapterError, ModelError
 from sftkit.memory import COMPONENTS, MemoryEstimate, in_gigabytes
 from sftkit.memory_formulas import Device
 from sftkit.memory_ladder import (
@@ -80,7 +80,7 @@ class DryRun:
         memory_note: Why it is not, in words.
         fits: The largest plans that fit each device: its free bytes where it is here, else those of
             the smallest usual GPU that holds the plan (the largest, if none does).
-        ladder: What each change would free on the first device, most first.
+        ladders: What each change would free on each device, most first.
         probe: What a few real steps took, if they were asked for.
     """
 
@@ -91,7 +91,7 @@ class DryRun:
     estimates: tuple[MemoryEstimate, ...]
     memory_note: str
     fits: tuple[Fits, ...]
-    ladder: tuple[Rung, ...]
+    ladders: tuple[tuple[Rung, ...], ...]
     probe: Probe | None = None
 
 
@@ -121,12 +121,17 @@ def look_ahead(
             probe of a model or data that are not here.
     """
     from sftkit.adapter_kinds import check_kind
+    from sftkit.loading import check_loading, has_device, make_case
 
     config = catalog.model_config(recipe.model)
-    check_kind(recipe.adapter, quantization=recipe.model.quantization, task_type=_task_type(recipe))
+    task_type = _task_type(recipe.data.task)
+    check_kind(recipe.adapter, quantization=recipe.model.quantization, task_type=task_type)
+    devices = _devices(recipe)
+    if has_device(recipe.model):
+        check_loading(make_case(recipe.model, config, *devices[0]))
     missing = _missing(recipe)
     known = None if missing else _read(recipe, note)
-    plans, memory_note = _plans(recipe, config, known)
+    plans, memory_note = _plans(recipe, config, known, devices)
     if probe and known is None:
         raise ModelError(f"A probe runs {PROBE_STEPS} real steps, and {missing}.")
     estimates = tuple(plan.estimate() for plan in plans)
@@ -139,13 +144,13 @@ def look_ahead(
         estimates=estimates,
         memory_note=memory_note,
         fits=tuple(map(largest_that_fits, plans, budgets)),
-        ladder=ladder(plans[0]) if plans else (),
+        ladders=tuple(map(_ladder, plans)),
         probe=_probe(recipe, known) if probe and known else None,
     )
 
 
-def _task_type(recipe: Recipe) -> str | None:
-    return {"chat": "CAUSAL_LM", "image": None}.get(recipe.data.task, "SEQ_CLS")
+def _task_type(task: str) -> str | None:
+    return {"chat": "CAUSAL_LM", "image": None}.get(task, "SEQ_CLS")
 
 
 # ---- data ----
@@ -223,7 +228,12 @@ def _data_plan(recipe: Recipe, known: _Known) -> DataPlan:
 # ---- memory ----
 
 
-def _plans(recipe: Recipe, config: dict[str, Any], known: _Known | None) -> tuple[list[Plan], str]:
+def _plans(
+    recipe: Recipe,
+    config: dict[str, Any],
+    known: _Known | None,
+    devices: Sequence[tuple[Device, str | None]],
+) -> tuple[list[Plan], str]:
     """Give the plan on every device that is asked about, the run's own first."""
     examples = None
     longest = recipe.data.max_tokens
@@ -231,7 +241,7 @@ def _plans(recipe: Recipe, config: dict[str, Any], known: _Known | None) -> tupl
         examples = tuple((example.length, round(example.weight)) for example in known.examples)
         longest = max(length for length, _ in examples)
     plans = []
-    for device, dtype in _devices(recipe):
+    for device, dtype in devices:
         plan = Plan(
             config=config,
             model=recipe.model,
@@ -243,6 +253,7 @@ def _plans(recipe: Recipe, config: dict[str, Any], known: _Known | None) -> tupl
             device=device,
             dtype=dtype,
             examples=examples,
+            row_limit=recipe.data.max_tokens,
         )
         try:
             plan.estimate()
@@ -254,21 +265,38 @@ def _plans(recipe: Recipe, config: dict[str, Any], known: _Known | None) -> tupl
 
 def _devices(recipe: Recipe) -> list[tuple[Device, str | None]]:
     """List devices with the type they would compute in; a GPU that is not here comes last."""
-    import torch
-
+    from sftkit.adapter_kinds import find_kind, model_for
+    from sftkit.loading import has_device
     from sftkit.model import pick_device, pick_dtype
 
     wanted = recipe.model.device
-    is_here = wanted in ("auto", "cpu") or (
-        torch.cuda.is_available() if wanted == "cuda" else torch.backends.mps.is_available()
-    )
     asked = None if recipe.model.dtype == "auto" else recipe.model.dtype
-    if not is_here:
+    if not has_device(recipe.model):
         return [(wanted, asked)]  # type: ignore[list-item]  # neither auto nor cpu
     device: Device = pick_device(recipe.model).type  # type: ignore[assignment]
-    here = [(device, asked or pick_dtype(recipe.model).name)]
+    held = model_for(find_kind(recipe.adapter.kind), recipe.model)
+    here: list[tuple[Device, str | None]] = [(device, pick_dtype(held).name)]
     other: list[tuple[Device, str | None]] = [("cuda", asked)]
     return here + (other if device == "cpu" and wanted == "auto" else [])
+
+
+def _faults(plan: Plan) -> set[str]:
+    """Say in words what loading and the method have against a plan."""
+    from sftkit.adapter_kinds import check_kind
+    from sftkit.loading import loading_faults, make_case
+
+    task_type = _task_type(plan.task)
+    faults = loading_faults(make_case(plan.model, plan.config, plan.device, plan.dtype))
+    try:
+        check_kind(plan.adapter, quantization=plan.model.quantization, task_type=task_type)
+    except AdapterError as error:
+        faults.append(str(error))
+    return set(faults)
+
+
+def _ladder(plan: Plan) -> tuple[Rung, ...]:
+    """Offer only what loading and the method do not refuse."""
+    return ladder(plan, allows=lambda changed: _faults(changed) <= _faults(plan))
 
 
 def _budget(one: MemoryEstimate) -> int:
@@ -288,12 +316,14 @@ def _budget(one: MemoryEstimate) -> int:
 
 def _probe(recipe: Recipe, known: _Known) -> Probe:
     """Load the model, train a few steps with an adapter that is thrown away, and time them."""
-    from sftkit import adapter, model, objectives, optim, train
+    from sftkit import adapter, adapter_kinds, model, objectives, optim, train
     from sftkit.progress import peak_memory_bytes
 
     options: dict[str, Any] = {}
+    kind = adapter_kinds.find_kind(recipe.adapter.kind)
+    dtype = model.pick_dtype(adapter_kinds.model_for(kind, recipe.model)).dtype
     if recipe.data.task == "chat":
-        base = model.load_model(recipe.model, source=known.source)
+        base = model.load_model(recipe.model, dtype=dtype, source=known.source)
     else:
         from sftkit import heads, labelled
 
@@ -304,9 +334,14 @@ def _probe(recipe: Recipe, known: _Known) -> Probe:
             recipe.data.task,
             known.targets,
             tokenizer=known.tokenizer,
+            dtype=dtype,
             source=known.source,
+            seed=recipe.train.seed,
         )
-    tuned = adapter.attach_adapter(base, recipe.adapter, task_type=_task_type(recipe))
+    model.check_trainable(base)
+    tuned = adapter.attach_adapter(
+        base, recipe.adapter, seed=recipe.train.seed, task_type=_task_type(recipe.data.task)
+    )
     settings = dataclasses.replace(recipe.train, max_steps=PROBE_STEPS, early_stopping=None)
     record = train.train(
         tuned,
@@ -374,14 +409,12 @@ def _memory_lines(found: DryRun) -> list[str]:
             f"batch at this length: {fits.max_tokens_per_batch} tokens; longest row: "
             f"{fits.max_tokens} tokens."
         )
-    lines += [
-        "",
-        f"What would free memory on {_NAMES[estimates[0].device]}, most first:",
-    ]
-    lines += [
-        f"  {in_gigabytes(rung.freed):>9}  --set {rung.setting:<36} {rung.cost}"
-        for rung in found.ladder
-    ]
-    if not found.ladder:
-        lines.append("  nothing: the peak is that of loading the model")
+    for one, rungs in zip(estimates, found.ladders, strict=True):
+        lines += ["", f"What would free memory on {_NAMES[one.device]}, most first:"]
+        lines += [
+            f"  {in_gigabytes(rung.freed):>9}  --set {rung.setting:<36} {rung.cost}"
+            for rung in rungs
+        ]
+        if not rungs:
+            lines.append("  nothing: the peak is that of loading the model")
     return lines

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import json
 import platform
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sftkit.records import Environment
+from sftkit.recipe import recipe_to_dict
+from sftkit.records import DataFacts, Environment
 from sftkit.settings import Recipe
 
 if TYPE_CHECKING:
@@ -43,6 +46,39 @@ def describe_environment(
         base_fingerprint=source.fingerprint,
         dtype_reason=choice.reason,
     )
+
+
+def run_fingerprints(
+    recipe: Recipe, environment: Environment, data: DataFacts, tokenizer: Any
+) -> dict[str, str]:
+    """Name everything the next training step depends on, for a checkpoint to compare.
+
+    Args:
+        recipe: Every setting of it but those of evaluation, names and checkpoints.
+        environment: Base model, type of compute and versions.
+        data: The fingerprint of the rows.
+        tokenizer: The tokenizer with its chat template; None for images.
+    """
+    plain = recipe_to_dict(recipe)
+    prints = {
+        f"{section}.{name}": json.dumps(value)
+        for section in ("model", "data", "adapter", "objective", "train")
+        for name, value in plain[section].items()
+        if f"{section}.{name}" not in ("train.save_every", "train.keep_last")
+    }
+    prints |= {
+        "the rows": data.fingerprint,
+        "the base model": environment.base_fingerprint,
+        "the type of compute": environment.dtype,
+        "the processes": str(environment.processes),
+    }
+    if tokenizer is not None:
+        words = json.dumps(sorted(tokenizer.get_vocab().items()))
+        prints["the tokenizer"] = hashlib.sha256(words.encode()).hexdigest()
+        template = str(getattr(tokenizer, "chat_template", None) or "")
+        prints["the chat template"] = hashlib.sha256(template.encode()).hexdigest()
+    shown = ("sftkit-notebooks", "torch", "transformers", "peft", "bitsandbytes")
+    return prints | {f"version of {name}": environment.versions[name] for name in shown}
 
 
 def describe_device(device: torch.device) -> str:

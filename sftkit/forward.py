@@ -21,6 +21,8 @@ Batch = dict[str, torch.Tensor]
 HEAD_ROWS = 64
 """Positions whose logits are in memory at a time, in training."""
 HEAD_SCALE = 4096.0
+_AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+"""Fields of configurations that say what is done to logits after the head."""
 _STANDS_ALONE: weakref.WeakKeyDictionary[torch.nn.Module, bool] = weakref.WeakKeyDictionary()
 
 
@@ -190,8 +192,11 @@ def _head_stands_alone(model: Any) -> bool:
     head = output_head(model)
     if any(parameter.requires_grad for parameter in head.parameters()):
         return False
+    base = unwrapped(model)
+    config = base.config.get_text_config()
+    if any(getattr(config, name, None) not in (None, 1.0) for name in _AFTER_HEAD):
+        return False
     if head not in _STANDS_ALONE:
-        base = unwrapped(model)
         one = torch.zeros((1, 1), dtype=torch.long, device=base.device)
         fed: list[torch.Tensor] = []
         hook = head.register_forward_pre_hook(lambda _, given: fed.append(given[0]))

@@ -1,9 +1,10 @@
-"""Base models with a fresh head: classes or a number for a text, classes for an image."""
+"""Base models with a head: classes or a number for a text, classes for an image."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,9 @@ from sftkit.settings import ModelSettings, Task
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_NO_CLASSES = re.compile(r"(Model|ForMaskedLM|ForCausalLM|ForPreTraining)$")
+"""Forms of a checkpoint that no head for classes was trained in."""
+
 
 def load_with_head(
     settings: ModelSettings,
@@ -31,10 +35,12 @@ def load_with_head(
     source: ModelSource | None = None,
     seed: int = 0,
 ) -> PreTrainedModel:
-    """Load a base model, frozen, with a fresh head for the targets.
+    """Load a base model, frozen, with a head for the targets.
 
-    The head starts from random weights, which are the same for the same seed: until it is trained
-    it knows nothing. Every other weight must come from the model's files.
+    A checkpoint that was trained on the very same labels keeps its head (see `keeps_head`).
+    Otherwise the head is fresh: it starts from random weights, which are the same for the same
+    seed, and until it is trained it knows nothing. A BERT's pooler stays as the files have it.
+    Every other weight must come from the model's files.
 
     Args:
         settings: Which model, and how its weights are held; see `model.load_model`.
@@ -66,7 +72,25 @@ def load_with_head(
         text.pad_token_id = _padding(tokenizer, source)
     for name in heads:
         model.get_submodule(name).float()  # over a 16-bit base; `forward` computes in 16 bits
+    if _has_other_head(config, task, targets):
+        torch.manual_seed(seed)
+        body = f"{model.base_model_prefix}."
+        for name in heads:
+            if not name.startswith(body):
+                _forget(model.get_submodule(name))
     return model
+
+
+def keeps_head(source: ModelSource, task: Task, targets: Targets) -> bool:
+    """Tell whether `load_with_head` keeps the head of a checkpoint.
+
+    It does where the checkpoint has a head for the task, and its own labels are the targets'
+    labels in the same order. Scores have no labels, so a head for scores is always fresh.
+
+    Raises:
+        ModelError: The model's configuration cannot be read.
+    """
+    return _has_same_labels(_kind_and_config(source, task)[1], task, targets)
 
 
 def head_options(task: Task, targets: Targets) -> dict[str, Any]:
@@ -163,6 +187,29 @@ def _kind_and_config(source: ModelSource, task: Task) -> tuple[Any, Any]:
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{source.name!r} cannot be read: {error}") from error
     return kind, config
+
+
+def _has_same_labels(config: Any, task: Task, targets: Targets) -> bool:
+    form = "ForImageClassification" if task == "image" else "ForSequenceClassification"
+    if not targets.labels or not any(name.endswith(form) for name in config.architectures or ()):
+        return False
+    own = tuple(str(config.id2label[number]) for number in sorted(config.id2label))
+    return own == targets.labels
+
+
+def _has_other_head(config: Any, task: Task, targets: Targets) -> bool:
+    """Tell whether the files may hold a head that was trained for something else."""
+    forms = config.architectures or ("",)
+    return not (
+        all(_NO_CLASSES.search(name) for name in forms) or _has_same_labels(config, task, targets)
+    )
+
+
+def _forget(head: torch.nn.Module) -> None:
+    for module in head.modules():
+        reset = getattr(module, "reset_parameters", None)
+        if reset is not None:
+            reset()
 
 
 def _heads_of(kind: Any, config: Any, source: ModelSource) -> list[str]:

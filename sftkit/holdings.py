@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sftkit.errors import SftkitError
@@ -148,6 +147,7 @@ def main() -> None:
     from sftkit.evidence.perplexity import encode_passages
     from sftkit.objectives import chat_loss
     from sftkit.prepare import prepare_data
+    from sftkit.progress import peak_memory_bytes
     from sftkit.recipe import parse_yaml, recipe_from_dict
     from sftkit.train import train
 
@@ -175,7 +175,7 @@ def main() -> None:
     lengths = [(len(e.input_ids), sum(label >= 0 for label in e.labels)) for e in data.train]
     found = Holding(
         weight_bytes=weight_bytes,
-        peak_bytes=_peak_bytes(),
+        peak_bytes=peak_memory_bytes(),
         load_s=load_s,
         step_s=statistics.median(later),
         lengths=tuple(lengths),
@@ -203,16 +203,6 @@ def _score(base: Any, passages: Sequence[Any]) -> tuple[list[tuple[float, int]],
             losses.append((loss.item(), logits.shape[0]))
             likeliest += logits.argmax(-1).tolist()
     return losses, likeliest
-
-
-def _peak_bytes() -> int:
-    """Give the peak of the resident set; ru_maxrss would begin with the parent's on Linux."""
-    from sftkit.progress import peak_memory_bytes
-
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return peak_memory_bytes()
-    return int(status.read_text(encoding="ascii").split("VmHWM:")[1].split()[0]) * 1024
 
 
 if __name__ == "__main__":

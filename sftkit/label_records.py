@@ -6,10 +6,23 @@ is None, and `note` says why in words.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 LabelTask = Literal["classify", "regress", "image"]
+
+
+def decimals_of(metric: str, *values: float) -> int:
+    """Give the decimals that values of a metric, or changes of it, are written with.
+
+    Three; but errors have the unit of the data, however small or large that is, so of them the
+    largest of the values gets three significant digits.
+    """
+    largest = max(map(abs, values), default=0.0)
+    if metric not in ("rmse", "mae") or not largest:
+        return 3
+    return max(2 - math.floor(math.log10(largest)), 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +127,7 @@ class Mistake:
     """One test item that the tuned model got wrong.
 
     Attributes:
-        row: Row number in the dataset it came from.
+        row: Row number in the test split.
         group: Its group.
         text: Its text, shortened; empty for images.
         target: The right class, or the true number.

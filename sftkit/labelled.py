@@ -172,9 +172,16 @@ def fit_targets(rows: Iterable[Mapping[str, Any]], task: Task) -> Targets:
         and spread of the scores.
 
     Raises:
-        DataError: Rows of another task, fewer than two classes, or scores that are all the same.
+        DataError: Rows of another task, fewer than two classes, or scores not finite or all equal.
     """
-    values = [row.get(_column_of(row, task)) for row in rows]
+    values, faults = [], []
+    for number, row in enumerate(rows):
+        value = row.get(_column_of(row, task))
+        values.append(value)
+        if task == "regress" and isinstance(value, float) and not math.isfinite(value):
+            faults.append(f"{_place_of(row, number)}: the score is {value!r}, not a finite number")
+    if faults:
+        raise DataError("\n".join([*faults[:20], *(["..."] if len(faults) > 20 else [])]))
     if task == "regress":
         scores = np.array([v for v in values if isinstance(v, int | float)], dtype=np.float64)
         spread = float(scores.std()) if len(scores) else 0.0
@@ -225,6 +232,10 @@ def encode_labelled(
         if not isinstance(first, str) or not first.strip():
             refused.append(Refused(row=number, reason=f"row {number}: there is no text"))
             continue
+        if second is not None and not isinstance(second, str):
+            reason = f"row {number}: {SECOND_TEXT} is {second!r}, not a text"
+            refused.append(Refused(row=number, reason=reason))
+            continue
         # A "[SEP]" that stands in a text is words; only the tokenizer itself puts control tokens.
         coded = tokenizer(first, second, split_special_tokens=True, verbose=False)
         ids = tuple(coded["input_ids"])
@@ -241,7 +252,7 @@ def encode_labelled(
                 input_ids=ids,
                 target=target,
                 row=number,
-                group=str(row.get("group", number)),
+                group=_group_of(row, number),
                 token_types=kinds,
             )
         )
@@ -258,19 +269,21 @@ def encode_images(
         targets: What the numbers stand for.
         form: Size and scale that the model expects.
 
+    Returns:
+        What could be encoded, and the rows without an image.
+
     Raises:
         DataError: A row has a label that no training row has.
     """
-    examples = [
-        LabelledImage(
-            pixels=image_pixels(row["image"], form),
-            target=_target(targets, row, "image", number),
-            row=number,
-            group=str(row.get("group", number)),
-        )
-        for number, row in enumerate(rows)
-    ]
-    return LabelledSet(examples=tuple(examples))
+    examples, refused = [], []
+    for number, row in enumerate(rows):
+        target = _target(targets, row, "image", number)
+        if row.get("image") is None:
+            refused.append(Refused(row=number, reason=f"row {number}: there is no image"))
+            continue
+        pixels, group = image_pixels(row["image"], form), _group_of(row, number)
+        examples.append(LabelledImage(pixels=pixels, target=target, row=number, group=group))
+    return LabelledSet(examples=tuple(examples), refused=tuple(refused))
 
 
 def image_pixels(image: Any, form: ImageForm) -> NDArray[np.float32]:
@@ -296,13 +309,13 @@ def weigh_examples(
     Args:
         examples: Training examples.
         targets: Their classes.
-        settings: balanced weighs a class of n_c among N rows by N / (classes × n_c), so the mean
-            weight is 1 (King and Zeng 2001); none leaves all as they are.
+        settings: balanced weighs a class of n_c among N rows by N / (classes with rows × n_c), so
+            the mean weight is 1 (King and Zeng 2001); none leaves all as they are.
     """
     if settings.class_weights == "none" or not targets.labels:
         return tuple(examples)
     counts = Counter(int(example.target) for example in examples)
-    share = len(examples) / len(targets.labels)
+    share = len(examples) / len(counts)
     return tuple(
         dataclasses.replace(example, weight=share / counts[int(example.target)])
         for example in examples
@@ -312,11 +325,12 @@ def weigh_examples(
 def collate_texts(
     examples: Sequence[LabelledText], *, pad_id: int, device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """Pad texts on the right; what is padding is known by length, never by its token id.
+    """Pad texts on the right; the attention mask follows from lengths, never from token ids.
 
     Args:
         examples: B texts.
-        pad_id: The model's padding token: a decoder reads its answer at the last other token.
+        pad_id: The model's padding token. A decoder goes by this id and not by the mask: it reads
+            its answer at the last other token, so no other id will do.
         device: Where the tensors go.
 
     Returns:
@@ -386,7 +400,16 @@ def _target(targets: Targets, row: Mapping[str, Any], task: Task, number: int) -
     try:
         return targets.number(row.get(_column_of(row, task)))
     except DataError as error:
-        raise DataError(f"{row.get('place') or f'row {number}'}: {error}") from None
+        raise DataError(f"{_place_of(row, number)}: {error}") from None
+
+
+def _place_of(row: Mapping[str, Any], number: int) -> str:
+    return str(row.get("place") or f"row {number}")
+
+
+def _group_of(row: Mapping[str, Any], number: int) -> str:
+    """Give a row's group; a row without one is its own."""
+    return str(number if row.get("group") in (None, "") else row["group"])
 
 
 def _by_value(label: str) -> tuple[int, float, str]:

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
-from sftkit.errors import ModelError
+from sftkit.catalog import model_config
+from sftkit.errors import FetchError, ModelError
 from sftkit.settings import ModelSettings
 
 _BLOCK = 64  # weights that share one scale (bitsandbytes' default)
+_WIDTHS = ("hidden_size", "intermediate_size", "dim", "hidden_dim")  # the last two: distilbert
 _OWN = ("dropout", "drop_rate", "_pdrop")  # how transformers' configurations name such layers
 
 
@@ -85,16 +87,50 @@ def quantized_as(config: Mapping[str, Any]) -> str | None:
     return str(said.get("quant_method") or "an unnamed format")
 
 
+def has_device(settings: ModelSettings) -> bool:
+    """Say whether the device that is asked for is one of this machine's."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return there.get(settings.device, True)
+
+
+def loading_faults(case: Case) -> list[str]:
+    """List in words what stands against loading a model as asked."""
+    return [fault for rule in RULES.values() if (fault := rule(case))]
+
+
 def check_loading(case: Case) -> None:
     """Refuse what cannot work, with all reasons at once and what would work instead.
 
     Raises:
         ModelError: At least one rule is broken.
     """
-    faults = [fault for rule in RULES.values() if (fault := rule(case))]
-    if faults:
+    if faults := loading_faults(case):
         lines = "".join(f"\n  - {fault}" for fault in faults)
         raise ModelError(f"{case.name!r} cannot be loaded as asked:{lines}")
+
+
+def make_case(
+    settings: ModelSettings, config: Mapping[str, Any], device: str, dtype: str | None
+) -> Case:
+    """Make a case; a type that is not known yet is taken to be bfloat16."""
+    held: torch.dtype = getattr(torch, dtype or "bfloat16")
+    name = settings.name.strip()
+    return Case(name=name, settings=settings, config=config, device=device, dtype=held)
+
+
+def check_model(settings: ModelSettings, device: torch.device, dtype: torch.dtype) -> None:
+    """Do what `check_loading` does, before anything but the configuration is read.
+
+    A hub model whose configuration is not here yet is left to the check at loading.
+
+    Raises:
+        ModelError: At least one rule is broken.
+    """
+    try:
+        config = model_config(settings)
+    except FetchError:
+        return
+    check_loading(make_case(settings, config, device.type, str(dtype).removeprefix("torch.")))
 
 
 def dropout_fields(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -192,12 +228,20 @@ def _quantization_on_mps(case: Case) -> str | None:
     )
 
 
+def _whole(config: Mapping[str, Any], name: str) -> int:
+    """Give a number of a configuration; 0 where it is a list, as for images, or not there."""
+    value = config.get(name)
+    return value if isinstance(value, int) else 0
+
+
 def _narrow_rows(case: Case) -> str | None:
-    config = case.config
     if case.settings.quantization not in ("nf4", "fp4") or case.device != "cpu":
         return None
-    heads = config.get("num_attention_heads", 0) * (config.get("head_dim") or 0)
-    widths = {config.get("hidden_size", 0), config.get("intermediate_size", 0), heads}
+    nested = case.config.get("text_config")
+    widths: set[int] = set()
+    for config in (case.config, nested if isinstance(nested, Mapping) else {}):
+        heads = _whole(config, "num_attention_heads") * _whole(config, "head_dim")
+        widths |= {heads, *(_whole(config, name) for name in _WIDTHS)}
     odd = sorted(width for width in widths if width % _BLOCK)
     if not odd:
         return None
@@ -243,7 +287,10 @@ def _flash_needs_cuda(case: Case) -> str | None:
 def _flash_needs_newer_gpu(case: Case) -> str | None:
     if case.settings.attention != "flash_attention_2" or case.device != "cuda":
         return None
-    major, minor = torch.cuda.get_device_capability()
+    try:
+        major, minor = torch.cuda.get_device_capability()
+    except (RuntimeError, AssertionError):  # a look ahead for a GPU that is not here
+        return None
     if major >= 8:  # Ampere
         return None
     return (

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sftkit.batching import deal, plan_batches
+from sftkit.errors import ModelError
 from sftkit.memory_formulas import FORMULAS, MACHINES, Device, ForwardPass, Held
 from sftkit.memory_shapes import read_shape
 from sftkit.settings import AdapterSettings, ModelSettings, Task, TrainSettings
@@ -95,10 +96,12 @@ def estimate(
             auto.
 
     Raises:
-        ModelError: A kind of model whose shape is not known.
+        ModelError: A kind of model whose shape is not known, or weights that are published
+            already quantized.
         AdapterError: The adapter's targets match nothing.
     """
     shape = read_shape(config)
+    _refuse_quantized(config)
     assumed: list[str] = []
     if adapter.kind in ("freeze", "full"):
         dtype = "float32"
@@ -112,6 +115,12 @@ def estimate(
         passes = [_fullest(train, max_tokens, supervised_share)]
         assumed.append(
             f"every row has {max_tokens} tokens, {supervised_share:.0%} of them supervised"
+        )
+    longest = max(one.length for one in passes)
+    if longest > shape.longest:
+        assumed.append(
+            f"rows of {longest} tokens work, though the model has {shape.longest} positions: lower "
+            "data.max_tokens"
         )
     if adapter.kind not in FORMULAS:
         assumed.append(f"adapter.kind={adapter.kind} takes what lora takes")
@@ -137,6 +146,17 @@ def estimate(
         interval_source=machine.source,
         assumed=tuple(assumed),
     )
+
+
+def _refuse_quantized(config: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that is quantized already: its bits are not those of the settings."""
+    said = config.get("quantization_config")
+    if isinstance(said, Mapping):
+        form = said.get("quant_method") or "an unnamed format"
+        raise ModelError(
+            f"The memory of weights that are already quantized ({form}) is not predicted. Look at "
+            "the model it was made from, with quantization: nf4 or int8."
+        )
 
 
 def passes_of(

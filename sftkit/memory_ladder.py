@@ -36,6 +36,8 @@ class Plan:
         dtype: Type of weights and compute; None as in `estimate`.
         examples: Length and supervised tokens of every example; None assumes batches filled with
             rows of `max_tokens`.
+        row_limit: data.max_tokens of the recipe, below which no batch may fall; None is
+            `max_tokens`.
     """
 
     config: Mapping[str, Any]
@@ -49,11 +51,13 @@ class Plan:
     device: Device = "cpu"
     dtype: str | None = None
     examples: tuple[tuple[int, int], ...] | None = None
+    row_limit: int | None = None
 
     def estimate(self) -> MemoryEstimate:
         """Predict the peak of this plan."""
         values = {info.name: getattr(self, info.name) for info in dataclasses.fields(self)}
         config, examples = values.pop("config"), values.pop("examples")
+        del values["row_limit"]
         if examples is not None:
             short = [one for one in examples if one[0] <= self.max_tokens]
             once = dataclasses.replace(self.train, epochs=1)
@@ -143,11 +147,15 @@ def _largest(holds: Callable[[int], bool], most: int) -> int:
     return low
 
 
-def ladder(plan: Plan) -> tuple[Rung, ...]:
+def ladder(
+    plan: Plan, *, allows: Callable[[Plan], bool] = lambda changed: True
+) -> tuple[Rung, ...]:
     """List the changes that could free memory, the one that frees most first.
 
     Args:
         plan: Where to start from.
+        allows: Says whether a changed plan can be loaded and trained (dryrun asks the rules of
+            loading and of methods, which need torch).
 
     Returns:
         Changes that apply to the plan and free something, with the bytes each frees on its own.
@@ -155,6 +163,8 @@ def ladder(plan: Plan) -> tuple[Rung, ...]:
     before = plan.estimate()
     rungs = []
     for setting, cost, changed in _changes(plan, before):
+        if not allows(changed):
+            continue
         try:
             after = changed.estimate().total
         except AdapterError:  # a target this model does not have
@@ -190,18 +200,21 @@ def _changes(plan: Plan, before: MemoryEstimate) -> Iterator[tuple[str, str, Pla
             changed("train", activation_checkpointing=True),
         )
     if rows * train.micro_batches > 1:
-        half = max(plan.max_tokens, train.max_tokens_per_batch // 2)
+        # Settings refuse batches below data.max_tokens, whatever the real rows are.
+        half = max(plan.row_limit or plan.max_tokens, train.max_tokens_per_batch // 2)
         yield (
             f"train.max_tokens_per_batch={half}",
             "twice the steps, each on half the examples",
             changed("train", max_tokens_per_batch=half),
         )
-    if plan.max_tokens >= 16:
-        half = plan.max_tokens // 2
+    half, known = plan.max_tokens // 2, plan.examples
+    lost = sum(length > half for length, _ in known or ())
+    if plan.max_tokens >= 16 and (known is None or lost < len(known)):
+        rows_lost = "" if known is None else f": {lost} of {len(known)}"
         yield (
             f"data.max_tokens={half}",
-            "longer rows are refused",
-            dataclasses.replace(plan, max_tokens=half),
+            f"longer rows are refused{rows_lost}",
+            dataclasses.replace(plan, max_tokens=half, row_limit=half),
         )
     if plan.model.quantization == "none" and (lora or adapter.kind in ("ia3", "prompt")):
         for name, cost in (("int8", "a little quality"), ("nf4", "some quality")):
@@ -244,7 +257,7 @@ def _changes(plan: Plan, before: MemoryEstimate) -> Iterator[tuple[str, str, Pla
         yield (
             "adapter.kind=lora",
             "an adapter instead of the weights themselves",
-            dataclasses.replace(plan, adapter=AdapterSettings(), dtype=None),
+            changed("adapter", kind="lora"),
         )
 
 

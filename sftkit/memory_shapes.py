@@ -60,7 +60,7 @@ class ModelShape:
         tied: Whether the output head is the input embedding.
         head_norms: Whether queries and keys are normed, as in Qwen3.
         dropout: Probabilities of the model's own dropout: hidden values, attention.
-        longest: Positions it was made for.
+        longest: Longest row in tokens that its positions hold.
     """
 
     family: str
@@ -101,6 +101,8 @@ _DECODERS: Mapping[str, tuple[str, ...]] = {
     "qwen2": ("q_proj", "k_proj", "v_proj"),
     "qwen3": (),
 }
+_TIED = ("smollm3",)
+"""Decoders that are tied where their configuration does not say; others are not."""
 _BERT = ("attention.self.query", "attention.self.key", "attention.self.value",
          "attention.output.dense", "intermediate.dense", "output.dense")  # fmt: skip
 _DISTIL = ("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin",
@@ -172,7 +174,7 @@ def _decoder(kind: str, config: Mapping[str, Any]) -> ModelShape:
         linear=linear,
         other=2 * width + 2 * size * head_norms + sum(x.outputs for x in linear if x.bias),
         behind=width,
-        tied=bool(config.get("tie_word_embeddings", False)),
+        tied=bool(config.get("tie_word_embeddings", kind in _TIED)),
         head_norms=head_norms,
         dropout=(0.0, float(config.get("attention_dropout") or 0.0)),
         longest=int(config["max_position_embeddings"]),
@@ -192,7 +194,10 @@ def _encoder(kind: str, config: Mapping[str, Any]) -> ModelShape:
         Linear(name=name, inputs=taken, outputs=given, reads=reads, bias=True)
         for name, (taken, given, reads) in zip(layers, sizes, strict=True)
     )
-    vocabulary, longest = int(config["vocab_size"]), int(config["max_position_embeddings"])
+    vocabulary, places = int(config["vocab_size"]), int(config["max_position_embeddings"])
+    padding = config.get("pad_token_id")
+    # RoBERTa numbers the positions of a text from its padding token's id + 1.
+    lost = (1 if padding is None else int(padding)) + 1 if "roberta" in kind else 0
     kinds = 0 if distil else int(config.get("type_vocab_size", 2))
     return ModelShape(
         family="encoder",
@@ -204,14 +209,14 @@ def _encoder(kind: str, config: Mapping[str, Any]) -> ModelShape:
         kv_heads=heads,
         head_size=width // heads,
         vocabulary=vocabulary,
-        embeddings=(vocabulary + longest + kinds + 2) * width,  # two vectors of their norm
+        embeddings=(vocabulary + places + kinds + 2) * width,  # two vectors of their norm
         linear=linear,
         other=4 * width + sum(layer.outputs for layer in linear),
         behind=width * width + width,  # BERT's pooler, or the layer in its place
         tied=True,
         head_norms=False,
         dropout=(float(config[names[4]]), float(config[names[5]])),
-        longest=longest,
+        longest=places - lost,
     )
 
 

@@ -95,7 +95,9 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         scale = next((s for part, s in (rate_scales or {}).items() if part in name), 1.0)
-        decay = settings.weight_decay if parameter.ndim > 1 else 0.0
+        # ia3's vectors and dora's sizes have axes of length one; at zero they switch layers off.
+        is_matrix = sum(length > 1 for length in parameter.shape) > 1
+        decay = settings.weight_decay if is_matrix and "ia3_l" not in name else 0.0
         sorted_by.setdefault((scale, decay), []).append(parameter)
     return [
         {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import textwrap
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -402,7 +403,7 @@ def plain_label(label: str, *, width: int = 18) -> str:
 
 
 def _printable(text: str) -> str:
-    """Replace what the font cannot draw (control codes, emoji) by a box, as matplotlib warns."""
+    """Replace what cannot be drawn (control codes, direction marks, emoji) by a box."""
     known = _glyphs()
     return "".join(c if c in " \n" or ord(c) in known else "\N{WHITE SQUARE}" for c in text)
 
@@ -412,4 +413,6 @@ def _glyphs() -> frozenset[int]:
     from matplotlib import font_manager, ft2font
 
     path = font_manager.findfont(font_manager.FontProperties(family="DejaVu Sans"))
-    return frozenset(ft2font.FT2Font(path).get_charmap())
+    known = ft2font.FT2Font(path).get_charmap()
+    # Direction marks have glyphs too, but would turn the words around them.
+    return frozenset(code for code in known if unicodedata.category(chr(code)) not in ("Cf", "Cc"))

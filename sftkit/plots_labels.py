@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sftkit.errors import RecordError
-from sftkit.label_records import ClassRow, Gain, LabelReport, Measure
+from sftkit.label_records import ClassRow, Gain, LabelReport, Measure, decimals_of
 from sftkit.panels import (
     BASE,
     HARM,
@@ -41,7 +41,7 @@ def plot_against_baselines(report: LabelReport, *, metric: str = "", over: str =
 
     Args:
         report: What was measured.
-        metric: Name of the metric on the left; empty takes macro_f1, or mae for numbers.
+        metric: Name of the metric on the left; empty takes macro_f1, or rmse for numbers.
         over: The other system on the right; empty takes tf-idf if it was measured, or the last.
 
     Raises:
@@ -50,7 +50,7 @@ def plot_against_baselines(report: LabelReport, *, metric: str = "", over: str =
     others = [system.name for system in report.systems[1:]]
     if not others:
         raise RecordError("The report has no baseline to draw the model against.")
-    metric = metric or ("mae" if report.task == "regress" else "macro_f1")
+    metric = metric or ("rmse" if report.task == "regress" else "macro_f1")
     over = over or ("tf-idf" if "tf-idf" in others else others[-1])
     # What is drawn side by side shares one axis: errors have a unit, correlations have none.
     unit = ("rmse", "mae") if metric in ("rmse", "mae") else None
@@ -241,7 +241,8 @@ def in_interval(measure: Measure | None) -> str:
     if measure is None or measure.value is None:
         return f"not defined: {measure.note}" if measure is not None else "–"
     low_high = (measure.value, *(measure.ci95 or ()))
-    value, *span = (signed(one, 3).removeprefix("+") for one in low_high)
+    digits = decimals_of(measure.name, *low_high)
+    value, *span = (signed(one, digits).removeprefix("+") for one in low_high)
     return f"{value} [{' to '.join(span)}]" if span else value
 
 
@@ -251,7 +252,7 @@ def _draw_systems(axes: Axes, report: LabelReport, metric: str) -> str:
     for place, (name, measure) in enumerate(rows):
         color = TUNED if name == "tuned" else BASE
         _draw_bar(axes, place, measure, color=color, thick=0.62)
-    _rows(axes, [name for name, _ in rows])
+    _rows(axes, [plain_label(name) for name, _ in rows])
     edges = [edge for _, m in rows for edge in (m.value or 0, *(m.ci95 or ()))]
     low, high = min(0, *edges), max(0, *edges)
     axes.set_xlim(low, high + 0.28 * (high - low or 1))
@@ -272,12 +273,13 @@ def _draw_gains(axes: Axes, gains: list[Gain]) -> str:
             words.append(f"{TITLES[gain.metric]} not defined ({gain.note})")
             continue
         color = TUNED if gain.is_shown else HARM if gain.is_reversed else MUTED
-        span = f" [{interval(gain.ci95, 1, 3)}]" if gain.ci95 else " (no interval)"
+        digits = decimals_of(gain.metric, gain.delta, *(gain.ci95 or ()))
+        span = f" [{interval(gain.ci95, 1, digits)}]" if gain.ci95 else " (no interval)"
         if gain.ci95:
             axes.plot(gain.ci95, [place] * 2, color=color, linewidth=2.2, solid_capstyle="butt")
             axes.plot(gain.ci95, [place] * 2, "|", color=color, markersize=9, markeredgewidth=1.6)
         axes.plot([gain.delta], [place], "o", color=color, markersize=8)
-        number = f"{signed(gain.delta, 3)}{span}"
+        number = f"{signed(gain.delta, digits)}{span}"
         axes.text(1.03, place, number, transform=axes.get_yaxis_transform(), va="center",
                   fontsize=8.5, color=color)  # fmt: skip
         words.append(f"{TITLES[gain.metric]} {number}")
@@ -288,7 +290,7 @@ def _draw_gains(axes: Axes, gains: list[Gain]) -> str:
     axes.set_xlim(low - room, high + room)
     axes.locator_params(axis="x", nbins=4)
     better = "← better" if gains[0].lower_is_better else "better →"
-    axes.set_xlabel(f"Tuned minus {gains[0].over} ({better})")
+    axes.set_xlabel(f"Tuned minus {plain_label(gains[0].over)} ({better})")
     return f"Tuned minus {gains[0].over}: {'; '.join(words)}."
 
 
@@ -340,22 +342,25 @@ def _left_out(report: LabelReport) -> str:
 
 
 def _value(measure: Measure) -> str:
-    return "not defined" if measure.value is None else f"{_plain(measure.value)}"
-
-
-def _plain(value: float) -> str:
-    """Write a number with a true minus and no plus."""
-    return signed(value, 2 if abs(value) < 100 else 0).removeprefix("+")
+    """Write a metric in short: with a true minus and no plus."""
+    if measure.value is None:
+        return "not defined"
+    digits = 2 if abs(measure.value) < 100 else 0
+    if measure.name in ("rmse", "mae"):
+        digits = decimals_of(measure.name, measure.value)
+    return signed(measure.value, digits).removeprefix("+")
 
 
 def _gain_in_words(gain: Gain) -> str:
     if gain.delta is None or gain.before is None or gain.after is None:
         return f"{TITLES[gain.metric]} is not defined: {gain.note}"
-    numbers = f"{gain.after:.3f} against {gain.before:.3f}"
+    digits = decimals_of(gain.metric, gain.after, gain.before)
+    numbers = f"{gain.after:.{digits}f} against {gain.before:.{digits}f}"
     head = f"{TITLES[gain.metric][:1].upper()}{TITLES[gain.metric][1:]} {numbers} for {gain.over}"
     if gain.ci95 is None:
         return f"{head}: too little to give an interval"
-    span = f"{signed(gain.delta, 3)}, 95 % interval {interval(gain.ci95, 1, 3)}"
+    digits = decimals_of(gain.metric, gain.delta, *gain.ci95)
+    span = f"{signed(gain.delta, digits)}, 95 % interval {interval(gain.ci95, 1, digits)}"
     state = "better" if gain.is_shown else "worse" if gain.is_reversed else "no difference shown"
     return f"{head}: {state} ({span})"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO
 
 from sftkit.errors import SettingsError
@@ -33,12 +34,15 @@ class Watcher(Protocol):
         """Leave the terminal or notebook tidy; harmless when called twice."""
 
 
-def make_watcher(kind: Kind = "auto", *, heldout_start: float | None = None) -> Watcher:
+def make_watcher(
+    kind: Kind = "auto", *, heldout_start: float | None = None, unit: str = "nats per token"
+) -> Watcher:
     """Choose how to show a run.
 
     Args:
         kind: auto takes a live figure in a notebook, a bar in a terminal, and lines elsewhere.
         heldout_start: Held-out loss before the first step, where it is known.
+        unit: What the loss is counted in.
 
     Raises:
         SettingsError: There is no such kind.
@@ -47,7 +51,7 @@ def make_watcher(kind: Kind = "auto", *, heldout_start: float | None = None) -> 
         kind = "notebook" if in_notebook() else "terminal" if sys.stdout.isatty() else "plain"
     makers: dict[str, Callable[[], Watcher]] = {
         "terminal": TerminalWatcher,
-        "notebook": lambda: NotebookWatcher(heldout_start=heldout_start),
+        "notebook": lambda: NotebookWatcher(heldout_start=heldout_start, unit=unit),
         "plain": PlainWatcher,
         "silent": SilentWatcher,
     }
@@ -149,9 +153,11 @@ class NotebookWatcher:
         self,
         *,
         heldout_start: float | None = None,
+        unit: str = "nats per token",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._start = heldout_start
+        self._unit = unit
         self._clock = clock
         self._pace = Pace(clock)
         self._steps: list[Step] = []
@@ -185,7 +191,9 @@ class NotebookWatcher:
 
         began = self._clock()
         last = self._steps[-1]
-        figure = plot_training(_so_far(self._steps, self._start), total_steps=self._total)
+        figure = plot_training(
+            _so_far(self._steps, self._start), total_steps=self._total, unit=self._unit
+        )
         words = f"step {last.step}/{self._total} · {self._pace.words(last, self._total)}"
         line = {"text/plain": words}
         if self._handles is None:
@@ -265,6 +273,12 @@ def memory_bytes() -> int:
 
 def peak_memory_bytes() -> int:
     """Most memory this process has held so far: the peak of its resident set."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux, where ru_maxrss begins with the parent's peak after a fork
+        lines = status.read_text(encoding="ascii", errors="replace").splitlines()
+        for line in lines:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     try:
         import resource
     except ImportError:  # Windows

@@ -220,7 +220,11 @@ def _fit(value: Any, hint: Any) -> tuple[bool, Any]:  # noqa: PLR0911  (one retu
 
 def _fit_mapping(value: Any, *, of: Any) -> tuple[bool, Any]:
     """Fit {text: text}, {name: anything}, or {column: value or [values]} to (values,)."""
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+    if not isinstance(value, Mapping):
+        return False, value
+    if of is str:  # YAML reads the GPU of {0: 10GB} as a number
+        value = {str(key) if type(key) is int else key: item for key, item in value.items()}
+    if not all(isinstance(key, str) for key in value):
         return False, value
     if of is Any:
         return True, dict(value)

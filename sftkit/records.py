@@ -313,7 +313,8 @@ class Step:
         step: Counted from 1.
         loss: Mean loss over the step's supervised tokens, nats per token.
         learning_rate: Rate used in the step.
-        grad_norm: Norm of the gradient before clipping.
+        grad_norm: Norm of the gradient before clipping; 0 where float16 overflowed and the step
+            was skipped.
         tokens: Tokens processed so far, padding excluded.
         seconds: Training seconds so far, held-out evaluations excluded.
         heldout_loss: Validation loss measured after this step, or None.

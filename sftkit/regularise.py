@@ -12,6 +12,9 @@ import torch
 from sftkit.errors import TrainError, near_names
 from sftkit.forward import unwrapped
 
+_LOWER_IS_BETTER = ("loss", "perplexity", "mse", "mae", "error", "brier")
+"""Parts of names of metrics that are better when lower; all others are better when higher."""
+
 
 @contextlib.contextmanager
 def noisy_embeddings(model: Any, alpha: float) -> Iterator[None]:
@@ -54,6 +57,15 @@ def noisy_embeddings(model: Any, alpha: float) -> Iterator[None]:
         hook.remove()
 
 
+def trained_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
+    """Name what is trained, without what Accelerate puts in front of names for many processes."""
+    return {
+        name.removeprefix("module."): parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
 class BestWeights:
     """The trained weights at the best measurement so far; says when it is time to stop.
 
@@ -65,7 +77,7 @@ class BestWeights:
 
     def __init__(self, model: Any, metric: str, patience: int) -> None:
         self.metric, self.patience = metric, patience
-        self._trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self._trained = trained_parameters(model)
         self._kept: dict[str, torch.Tensor] = {}
         self._best: float | None = None
         self._waited = 0
@@ -82,13 +94,16 @@ class BestWeights:
         Raises:
             TrainError: The metric is not among those measured.
         """
-        if self.metric not in metrics:
+        if self.metric not in metrics and self._best is None and not self._waited:
             raise TrainError(
                 f"train.early_stopping={self.metric!r} is not measured in this run."
                 f"{near_names(self.metric, metrics)}"
             )
-        value = metrics[self.metric]
-        lower_is_better = any(word in self.metric for word in ("loss", "rmse", "mae", "error"))
+        value = metrics.get(self.metric, math.nan)
+        if not math.isfinite(value):
+            self._waited += 1
+            return
+        lower_is_better = any(word in self.metric for word in _LOWER_IS_BETTER)
         gain = 0.0 if self._best is None else value - self._best
         if self._best is None or (gain < 0 if lower_is_better else gain > 0):
             self._best, self._waited, self.step = value, 0, step

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftkit import catalog
-from sftkit.environment import describe_environment
+from sftkit.environment import describe_environment, run_fingerprints
 from sftkit.errors import SettingsError
 from sftkit.evidence.exam import make_exam, score_base
 from sftkit.evidence.learning import heldout_examples
@@ -31,7 +31,7 @@ from sftkit.records import (
     TrainRecord,
     to_json,
 )
-from sftkit.settings import Recipe, to_plain
+from sftkit.settings import Recipe, loss_unit, to_plain
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,42 +76,45 @@ class Stopwatch:
         return time.process_time() - self.cpu_started
 
 
-def run(recipe: Recipe, out: str | Path, *, watcher: Watcher | None = None) -> RunRecord:
+def run(
+    recipe: Recipe, out: str | Path, *, resume: bool = False, watcher: Watcher | None = None
+) -> RunRecord:
     """Fine-tune as a recipe says, test the result, and write the run's folder.
 
     Args:
         recipe: What to do.
         out: Folder for adapter, record, report and plots; made if missing.
+        resume: Go on from the newest whole checkpoint in `out`, if there is one.
         watcher: Is told notes and steps; None chooses one for the place it runs in.
 
     Returns:
         The record, as written to `run.json`.
 
     Raises:
-        SftkitError: Anything that makes the run impossible, before the first step where it can
-            be seen there.
+        SftkitError: Anything that makes the run impossible, told as early as it can be seen.
     """
     from sftkit.progress import make_watcher
 
     folder = _own_folder(out)
-    with contextlib.closing(watcher or make_watcher()) as watching:
+    unit = loss_unit(recipe.data.task, recipe.objective.loss)
+    with contextlib.closing(watcher or make_watcher(unit=unit)) as watching:
         answers: Sequence[Any]
         if recipe.data.task == "chat":
-            record, answers = _carry_out(recipe, folder, watching)
+            record, answers = _carry_out(recipe, folder, watching, resume=resume)
         else:
             from sftkit.run_labels import carry_out_labels
 
-            record, answers = carry_out_labels(recipe, folder, watching)
+            record, answers = carry_out_labels(recipe, folder, watching, resume=resume)
         write_run(record, answers, folder)
         watching.note(f"report: {folder / 'report.html'}")
     return record
 
 
 def _carry_out(
-    recipe: Recipe, folder: Path, watcher: Watcher
+    recipe: Recipe, folder: Path, watcher: Watcher, *, resume: bool
 ) -> tuple[RunRecord, tuple[Answer, ...]]:
     """Go through all stages in order."""
-    from sftkit import adapter, adapter_kinds, model, objectives, train
+    from sftkit import adapter, adapter_kinds, loading, model, objectives, train
 
     settings, note, clock = recipe.evaluate, watcher.note, Stopwatch()
     kind = adapter_kinds.check_kind(recipe.adapter, quantization=recipe.model.quantization)
@@ -122,6 +125,7 @@ def _carry_out(
         )
     source = catalog.fetch_model(recipe.model, progress=note)
     choice = model.pick_dtype(adapter_kinds.model_for(kind, recipe.model))
+    loading.check_model(recipe.model, model.pick_device(recipe.model), choice.dtype)
     tokenizer = model.load_tokenizer(recipe.model, source=source)
     probes = {
         name: catalog.probe_items(name, settings.items_per_probe, progress=note)
@@ -160,6 +164,8 @@ def _carry_out(
         watcher,
         objective=objectives.make_objective("chat", recipe.objective),
         measure=make_measure(tuned, data.validation),
+        fingerprints=run_fingerprints(recipe, environment, data.facts, tokenizer),
+        resume=resume,
         base_fingerprint=source.fingerprint,
     )
     clock.done("training")
@@ -191,6 +197,8 @@ def train_adapter(
     *,
     objective: Objective,
     measure: Callable[[], Mapping[str, float]] | None,
+    fingerprints: Mapping[str, str],
+    resume: bool,
     base_fingerprint: str,
     **options: Any,
 ) -> TrainRecord:
@@ -204,10 +212,13 @@ def train_adapter(
         watcher: Is told every step.
         objective: The loss.
         measure: Measures validation examples.
+        fingerprints: What a checkpoint has to agree with, from `run_fingerprints`.
+        resume: Whether to go on from the newest checkpoint.
         base_fingerprint: The base's, which is saved beside the adapter.
         options: Passed on to `train.train`, such as collate.
     """
     from sftkit import adapter, adapter_files, optim, train
+    from sftkit.train_state import Keeping
 
     with (folder / "metrics.jsonl").open("w", encoding="utf-8") as metrics:
 
@@ -223,6 +234,13 @@ def train_adapter(
             objective=objective,
             measure=measure,
             rate_scales=optim.rate_scales(recipe.adapter),
+            keeping=Keeping(
+                folder=folder / "checkpoints",
+                fingerprints=fingerprints,
+                resume=resume,
+                how_to_resume=f"Go on with: sftkit run RECIPE --out {folder} --resume",
+                note=watcher.note,
+            ),
             on_step=on_step,
             **options,
         )
@@ -348,8 +366,7 @@ def find_recipe(name: str, *, overrides: Sequence[str] = ()) -> Recipe:
         SettingsError: There is no such recipe, or it holds faults.
     """
     bundled = Path(__file__).parent / "recipes"
-    inside = bundled / f"{name}.yaml"
-    path = inside if inside.is_file() and not Path(name).is_file() else Path(name)
+    path = Path(name) if Path(name).is_file() else bundled / f"{name}.yaml"
     if not path.is_file():
         names = ", ".join(sorted(p.stem for p in bundled.glob("*.yaml")))
         raise SettingsError(f"There is no recipe {name!r}. Bundled: {names}; or give a .yaml file.")

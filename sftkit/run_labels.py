@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sftkit import catalog
+from sftkit.environment import describe_environment, run_fingerprints
 from sftkit.errors import DataError, SettingsError
 from sftkit.evidence import baselines
 from sftkit.evidence.exam import Outcome
 from sftkit.evidence.labels import evaluate_labels, judge_labels
 from sftkit.prepare_labels import PreparedLabels, prepare_labels, refuse_chat_settings, texts_of
 from sftkit.records import Forgot, Learned, Preflight, RunRecord, Verdict, Verdicts
-from sftkit.run import Stopwatch, describe_environment, make_record, train_adapter
+from sftkit.run import Stopwatch, make_record, train_adapter
 from sftkit.settings import Recipe, to_plain
 
 if TYPE_CHECKING:
@@ -59,10 +60,10 @@ class Prediction:
 
 
 def carry_out_labels(
-    recipe: Recipe, folder: Path, watcher: Watcher
+    recipe: Recipe, folder: Path, watcher: Watcher, *, resume: bool = False
 ) -> tuple[RunRecord, tuple[Prediction, ...]]:
     """Go through all stages in order; see `run.run`."""
-    from sftkit import adapter, adapter_kinds, heads, model, objectives, train
+    from sftkit import adapter, adapter_kinds, heads, loading, model, objectives, train
     from sftkit.evidence.label_scores import make_label_measure, score_labels, true_values
     from sftkit.labelled import collate_images, collate_texts
 
@@ -77,6 +78,7 @@ def carry_out_labels(
     )
     source = catalog.fetch_model(recipe.model, progress=note)
     choice = model.pick_dtype(adapter_kinds.model_for(kind, recipe.model))
+    loading.check_model(recipe.model, model.pick_device(recipe.model), choice.dtype)
     tokenizer = None if is_image else model.load_tokenizer(recipe.model, source=source)
     form = heads.load_image_form(recipe.model, source=source) if is_image else None
     data = prepare_labels(recipe, tokenizer=tokenizer, form=form, note=note)
@@ -100,7 +102,13 @@ def carry_out_labels(
         base, recipe.adapter, seed=recipe.train.seed, task_type=task_type
     )
     preflight = make_label_preflight(recipe, data, tokenizer)
-    _tell(preflight, data, str(adapter.count_parameters(tuned)), recipe, note)
+    kept = heads.keeps_head(source, task, data.targets)
+    head = (
+        "the head is the checkpoint's own for these labels"
+        if kept
+        else f"the head is fresh (seed {recipe.train.seed})"
+    )
+    _tell(preflight, data, str(adapter.count_parameters(tuned)), head, note)
     train.refuse_if_nothing_to_learn(tuned, data.train)
     _write_targets(recipe, data, form, folder)
     clock.done("model")
@@ -114,6 +122,8 @@ def carry_out_labels(
         watcher,
         objective=objective,
         measure=make_label_measure(tuned, data.validation, data.targets, objective, task),
+        fingerprints=run_fingerprints(recipe, environment, data.facts, tokenizer),
+        resume=resume,
         base_fingerprint=source.fingerprint,
         collate=collate_images if is_image else collate_texts,
     )
@@ -162,16 +172,22 @@ def make_baselines(recipe: Recipe, data: PreparedLabels) -> tuple[Baseline, ...]
     """Train what the fine-tune has to beat.
 
     Returns:
-        The majority class or the mean; and, unless `evaluate.baseline` is none, a linear model on
-        TF-IDF weights, or for images on pixels averaged to 16×16.
+        The majority class or the mean of the training rows as they were before any balancing; and,
+        unless `evaluate.baseline` is none, a linear model on TF-IDF weights, or for images on
+        pixels averaged to 16×16.
     """
     from sftkit.evidence.label_scores import true_values
 
     task, targets = recipe.data.task, data.targets
+    given = data.splits.train["score" if task == "regress" else "label"]
+    numbers = [targets.number(value) for value in given if value is not None]
     wanted = [true_values(part, targets) for part in (data.train, data.validation)]
     options: dict[str, Any] = {"task": task, "classes": len(targets.labels)}
     constant = baselines.constant_baseline(
-        wanted[0], validation=len(data.validation), test=len(data.test), **options
+        numbers if targets.labels else targets.scores(numbers),  # of no row that is repeated
+        validation=len(data.validation),
+        test=len(data.test),
+        **options,
     )
     if recipe.evaluate.baseline == "none":
         return (constant,)
@@ -275,12 +291,23 @@ def list_predictions(
 def _refuse_too_long(base: Any, data: PreparedLabels) -> None:
     """Refuse texts that have more tokens than the model has places for."""
     most = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+    if most is not None:
+        most -= _places_for_padding(base)
     longest = max(e.length for part in (data.train, data.validation, data.test) for e in part)
     if most is not None and longest > most:
         raise DataError(
             f"The longest text has {longest} tokens, and {type(base).__name__} reads at most "
             f"{most}. Set data.max_tokens: {most}; longer rows are then left out and counted."
         )
+
+
+def _places_for_padding(base: Any) -> int:
+    """Count the positions that no text can take: RoBERTa numbers its own from padding_idx + 1."""
+    for name, module in base.named_modules():
+        padding = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and padding is not None:
+            return int(padding) + 1
+    return 0
 
 
 def _small_pixels(images: Sequence[Any]) -> np.ndarray:
@@ -313,7 +340,7 @@ def _tell(
     preflight: Preflight,
     data: PreparedLabels,
     parameters: str,
-    recipe: Recipe,
+    head: str,
     note: Callable[[str], None],
 ) -> None:
     for finding in data.findings:
@@ -324,7 +351,7 @@ def _tell(
         meaning = f"{len(targets.labels)} classes: {named}"
     else:
         meaning = f"scores of mean {targets.mean:.4g} and standard deviation {targets.spread:.4g}"
-    note(f"{meaning}; the head is fresh (seed {recipe.train.seed}) and is trained in full")
+    note(f"{meaning}; {head} and is trained in full")
     sizes = f", {preflight.tokens} tokens per epoch" if preflight.example_tokens else " (images)"
     note(f"{preflight.rows} training examples{sizes}; {preflight.refused_rows} rows refused")
     for refusal in preflight.refused[:3]:

@@ -497,6 +497,14 @@ def _check(settings: object, *rules: tuple[bool, str, str]) -> None:
         raise SettingsError("\n".join(faults))
 
 
+def loss_unit(task: str, loss: str) -> str:
+    """Say what a loss is counted in, for figures."""
+    if loss in ("focal", "huber"):
+        return loss
+    of_task = {"regress": "squared standard deviations", "chat": "nats per token"}
+    return of_task.get(task, "nats per label")
+
+
 def to_plain(value: Any) -> Any:
     """Turn dataclasses, tuples and mappings into what YAML and JSON can hold."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -87,14 +87,19 @@ def train(
         round(len(plan) * part / settings.heldout_evaluations)
         for part in range(1, settings.heldout_evaluations + 1)
     }
+    is_main = accelerator.is_main_process
+    tell: OnStep = on_step if on_step and is_main else lambda step, steps: None
     best = _best_weights(model, settings, measure)
     done = Progress()
     state = State(
         model=model, optimizer=optimizer, best=best, scaler=accelerator.scaler, progress=done
     )
-    if not (keeping and state.restore(keeping)):
+    if keeping and state.restore(keeping):
+        for step in done.steps:  # so that whoever listens knows the whole run
+            tell(step, len(plan))
+    else:
         metrics = measure() if measure else {}
-        done.heldout_start = metrics.get("heldout_loss")
+        done.heldout_start = _finite(metrics).get("heldout_loss")
         if best:
             best.see(0, metrics)
     model.train()
@@ -107,18 +112,9 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["rate_scale"]
             chosen = [examples[row] for row in batch]
-            loss = _backward(
-                model,
-                accelerator,
-                chosen,
-                objective=objective,
-                collate=collate,
-                micro_batches=settings.micro_batches,
+            loss, norm = _backward(
+                model, accelerator, chosen, number, settings, objective=objective, collate=collate
             )
-            _stop_unless_finite("loss", loss, number, chosen, settings)
-            norm = accelerator.clip_grad_norm_(_trained(model), settings.max_grad_norm)
-            if accelerator.scaler is None:  # a scaler skips such steps
-                _stop_unless_finite("gradient", float(norm), number, chosen, settings)
             optimizer.step()
             optimizer.zero_grad()
             done.tokens += sum(lengths[row] for row in batch)
@@ -129,21 +125,20 @@ def train(
                 step=number,
                 loss=loss,
                 learning_rate=rate,
-                grad_norm=float(norm) if norm is not None else 0.0,
+                grad_norm=norm,
                 tokens=done.tokens,
                 seconds=done.seconds,
-                heldout_loss=metrics.get("heldout_loss"),
-                metrics={name: metrics[name] for name in metrics if name != "heldout_loss"},
+                heldout_loss=_finite(metrics).get("heldout_loss"),
+                metrics={n: v for n, v in _finite(metrics).items() if n != "heldout_loss"},
             )
             done.steps.append(step)
             if best and metrics:
                 best.see(number, metrics)
-            if on_step and accelerator.is_main_process:
-                on_step(step, len(plan))
+            tell(step, len(plan))
             is_due = settings.save_every is not None and number % settings.save_every == 0
-            if keeping and accelerator.is_main_process and (is_due or stop.asked_by):
+            if keeping and is_main and (is_due or stop.asked_by):
                 state.save(keeping, settings.keep_last)
-            if stop.asked_by and number < len(plan):
+            if stop.asked_by:
                 stop.raise_stopped(number, len(plan), keeping)
     if best:
         best.put_back()
@@ -193,6 +188,11 @@ def _best_weights(
             "measure, and there are none. Raise data.validation_fraction."
         )
     return regularise.BestWeights(model, settings.early_stopping, settings.early_stopping_patience)
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Leave out what was not defined, such as a correlation with a constant."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _stop_unless_finite(
@@ -266,20 +266,25 @@ def _backward(
     model: Any,
     accelerator: Accelerator,
     batch: Sequence[Example],
+    number: int,
+    settings: TrainSettings,
     *,
     objective: Objective,
     collate: Collate,
-    micro_batches: int,
-) -> float:
-    """Add the gradient of one step, over micro-batches and processes; return its mean loss."""
+) -> tuple[float, float]:
+    """Make the gradient of one step, over micro-batches and processes; give loss and its norm.
+
+    Raises:
+        TrainError: Loss or gradient is no number.
+    """
     base = unwrapped(model)
-    pad_id = getattr(base.config, "pad_token_id", None) or 0
+    pad_id = getattr(base.config.get_text_config(), "pad_token_id", None) or 0
     weight = sum(example.weight for example in batch)
     hands = deal(
         [example.length for example in batch],
         process=accelerator.process_index,
         processes=accelerator.num_processes,
-        micro_batches=micro_batches,
+        micro_batches=settings.micro_batches,
     )
     total = torch.zeros((), device=base.device)
     for turn, places in enumerate(hands, start=1):
@@ -288,11 +293,16 @@ def _backward(
         inputs = collate(chosen, pad_id=pad_id, device=base.device)
         last = turn == len(hands)
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
-            loss, _ = objective(model, inputs)
+            summed, _ = objective(model, inputs)
             # Processes' gradients are averaged, so each contributes its sum times their number.
-            accelerator.backward(loss * (accelerator.num_processes / weight))
-        total += loss.detach()
-    return float(accelerator.reduce(total, reduction="sum")) / weight
+            accelerator.backward(summed * (accelerator.num_processes / weight))
+        total += summed.detach()
+    loss = float(accelerator.reduce(total, reduction="sum")) / weight
+    _stop_unless_finite("loss", loss, number, batch, settings)
+    norm = float(accelerator.clip_grad_norm_(_trained(model), settings.max_grad_norm))
+    if accelerator.scaler is None:  # a scaler skips such steps
+        _stop_unless_finite("gradient", norm, number, batch, settings)
+    return loss, norm if math.isfinite(norm) else 0.0
 
 
 def _accelerator(base: Any) -> Accelerator:

@@ -16,7 +16,7 @@ import torch
 from sftkit.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from sftkit.errors import CheckpointError, StoppedError
 from sftkit.records import Step, from_json
-from sftkit.regularise import BestWeights
+from sftkit.regularise import BestWeights, trained_parameters
 from sftkit.settings import to_plain
 
 
@@ -73,7 +73,11 @@ class State:
     def save(self, keeping: Keeping, keep_last: int) -> None:
         """Write a checkpoint; a full disk is told, and training goes on."""
         optimizer, plain = pack_optimizer(self.optimizer)
-        tensors = {"weights": _trained(self.model), "optimizer": optimizer, "random": _random()}
+        tensors: dict[str, Mapping[str, torch.Tensor]] = {
+            "weights": trained_parameters(self.model),
+            "optimizer": optimizer,
+            "random": _random(),
+        }
         progress: dict[str, Any] = {"optimizer": plain, "done": to_plain(self.progress)}
         if self.best is not None:
             tensors["best"], progress["best"] = self.best.state()
@@ -91,8 +95,14 @@ class State:
         """Take up the newest whole checkpoint, if there is one and resuming was asked for.
 
         Raises:
-            CheckpointError: It is of another run, or does not fit this model and optimizer.
+            CheckpointError: It is of another run or does not fit this model and optimizer; or a
+                new run was to begin where another one's checkpoints are.
         """
+        if not keeping.resume and any(keeping.folder.glob("step-*")):
+            raise CheckpointError(
+                f"{keeping.folder} already holds checkpoints of a run. Resume it, or start in "
+                "another folder."
+            )
         checkpoint = keeping.resume and newest_checkpoint(
             keeping.folder,
             fingerprints=keeping.fingerprints,
@@ -102,7 +112,7 @@ class State:
         if not checkpoint:
             return False
         tensors, progress = checkpoint.tensors, checkpoint.progress
-        weights = _trained(self.model)
+        weights = trained_parameters(self.model)
         if set(weights) != set(tensors["weights"]):
             raise CheckpointError("The checkpoint's weights are not those of this model's adapter.")
         with torch.no_grad():
@@ -193,15 +203,6 @@ class StopButton:
             else "nothing is saved, because no checkpoints were kept."
         )
         raise StoppedError(f"Stopped after step {step} of {steps} ({self.asked_by}); {saved}")
-
-
-def _trained(model: Any) -> dict[str, torch.Tensor]:
-    # A name without what Accelerate puts in front, so that one process can go on where two were.
-    return {
-        name.removeprefix("module."): parameter
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
 
 
 def _random() -> dict[str, torch.Tensor]:

@@ -6,6 +6,9 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
+
+from sftkit.evidence.labels import evaluate_labels
 from sftkit.recipe import recipe_to_dict
 from sftkit.records import (
     Answer,
@@ -348,3 +351,19 @@ def hostile_record(payload: str) -> RunRecord:
     """The sample run with one payload in every text a user, file or model could have written."""
     record: RunRecord = _fill(sample_record(), payload, keep=("state", "severity"))
     return record
+
+
+def label_record(payload: str = "") -> RunRecord:
+    """A run on labels that always predicts the wrong one of three classes, named by the payload.
+
+    So its notes name classes, its AUROC is undefined for a class, and every item is a mistake.
+    """
+    classes = [f"{payload} {number}".strip() for number in ("one", "two", "three")]
+    report = evaluate_labels(
+        [1] * 24, np.tile([0.7, 0.2, 0.1], (24, 1)), task="classify", classes=classes,
+        groups=[f"{payload} {number}" for number in range(24)], resamples=40,
+        baselines={payload or "tf-idf": np.tile([0.1, 0.8, 0.1], (24, 1))},
+        texts=[payload or f"text {number}" for number in range(24)],
+    )  # fmt: skip
+    run = hostile_record(payload) if payload else sample_record()
+    return dataclasses.replace(run, learned=Learned(labels=report), answers=())

@@ -120,8 +120,8 @@ def test_the_same_seed_makes_the_same_first_weights():
 def test_the_adapter_is_float32_over_a_bfloat16_base():
     model = make_model(vocab_size=VOCABULARY).to(torch.bfloat16)
     tuned = attach_adapter(model, AdapterSettings(r=4))
-    kinds = {p.requires_grad: p.dtype for p in tuned.parameters()}
-    assert kinds == {True: torch.float32, False: torch.bfloat16}
+    kinds = {(p.requires_grad, p.dtype) for p in tuned.parameters()}
+    assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
 
 
 def test_settings_reach_the_adapters_own_configuration():
@@ -194,6 +194,20 @@ def test_layers_outside_the_model_are_refused(layers):
     assert refusal(layers=layers) == (
         f"adapter.layers={list(layers)} lies outside the model, whose blocks are 0 to 1."
     )
+
+
+def test_layers_that_hold_nothing_of_a_pattern_are_refused_for_that_reason():
+    assert refusal(layers=(0, 0), target_modules=r".*\.1\..*q_proj") == (
+        r"adapter.layers=[0, 0] holds none of the layers that adapter.target_modules "
+        r"'.*\\.1\\..*q_proj' matches; they are in blocks 1. Change one of both."
+    )
+
+
+@pytest.mark.parametrize("word", ["all-linear", "attention"])
+def test_a_word_in_brackets_is_the_word(tiny_model, word):
+    found = find_targets(tiny_model, AdapterSettings(target_modules=(word,)))
+    assert found == find_targets(tiny_model, AdapterSettings(target_modules=word))
+    assert found
 
 
 # ---- counting ----

@@ -82,6 +82,15 @@ def test_the_place_of_the_base_on_this_machine_is_not_written_down(tmp_path):
     folder = save_adapter(attach_adapter(base, AdapterSettings(r=4)), tmp_path / "a")
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == "tiny-model"
+    for given, written in (
+        (tmp_path / "somebody" / "tiny.gguf", "tiny.gguf"),  # a file, and gone by now
+        ("hub/tiny", "hub/tiny"),
+    ):
+        base = fresh_base()
+        base.name_or_path = str(given)
+        folder = save_adapter(attach_adapter(base, AdapterSettings(r=4)), tmp_path / "a")
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        assert config["base_model_name_or_path"] == written
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '"x"'])
@@ -104,6 +113,7 @@ def test_files_that_hold_no_object_are_refused_by_name(tmp_path, name, text):
         ({"peft_type": "XLORA"}, "XLORA loads other adapters by their paths"),
         ({"megatron_config": {"a": 1}, "megatron_core": "evil"}, "'megatron_config' would load"),
         ({"eva_config": {"rho": 1}}, "'eva_config' would load"),
+        ({"arrow_config": {"top_k": 1}}, "'arrow_config' would load"),
         (
             {"auto_mapping": {"base_model_class": "X", "parent_library": "evil"}},
             "'auto_mapping' would load",
@@ -114,6 +124,99 @@ def test_a_configuration_with_foreign_or_unsafe_fields_is_refused(tmp_path, fiel
     folder = saved(tmp_path / "a", r=4)
     change(folder, **fields)
     assert message in refusal(folder)
+
+
+def test_a_shadow_that_would_fetch_a_model_by_name_is_refused(tmp_path):
+    folder = saved(tmp_path / "a", r=4)
+    shadow = {"peft_type": "SHADOW", "shadow_model": "evil/model"}
+    (folder / "adapter_config.json").write_text(json.dumps(shadow), encoding="utf-8")
+    assert "the field 'shadow_model' would load" in refusal(folder)
+
+
+def test_a_weight_that_cannot_be_read_is_refused_in_our_words(tmp_path, monkeypatch):
+    from sftkit import adapter_files
+
+    def broken(folder: Path) -> Any:
+        raise OSError("read error")
+
+    folder = saved(tmp_path / "a", r=4)
+    monkeypatch.setattr(adapter_files, "_shapes", broken)
+    assert refusal(folder).endswith("does not fit LlamaForCausalLM: read error")
+
+
+def other_weights(
+    folder: Path, added: dict[str, torch.Tensor] | None = None, *, gone: str = ""
+) -> None:
+    """Change what an adapter's file holds."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "adapter_model.safetensors"
+    tensors = {n: t for n, t in load_file(path).items() if not (gone and gone in n)}
+    save_file(tensors | (added or {}), path)
+
+
+@pytest.mark.parametrize("kind", ["lora", "pissa", "ia3", "prompt"])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_an_adapter_that_names_weights_of_the_base_is_refused_and_leaves_no_trace(
+    tmp_path, kind, loaded
+):
+    layer = "base_model.model.model.layers.0.self_attn.q_proj"
+    astray = {
+        f"{layer}.base_layer.weight": torch.full((32, 32), 3.0),
+        f"{layer}.weight": torch.full((32, 32), 3.0),
+        "base_model.model.model.norm.weight": torch.full((32,), 3.0),
+        "base_model.model.lm_head.weight": torch.full((258, 32), 3.0),
+    }
+    model = fresh_base()
+    if loaded:
+        model = load_adapter(model, saved(tmp_path / "one", kind=_beside(kind)), name="one")
+    before, names = logits(model), [n for n, _ in model.named_parameters()]
+    folder = saved(tmp_path / "evil", kind=kind)
+    whole = (folder / "adapter_model.safetensors").read_bytes()
+    for key, value in astray.items():
+        (folder / "adapter_model.safetensors").write_bytes(whole)
+        other_weights(folder, {key: value})
+        message = refusal(folder, model, name="two")
+        assert f"1 of its weights have no place there or are missing, such as {key}" in message
+        assert torch.equal(logits(model), before)
+        assert [n for n, _ in model.named_parameters()] == names
+        assert list(getattr(model, "peft_config", {})) == (["one"] if loaded else [])
+    assert not [n for n, p in model.named_parameters() if p.requires_grad]
+    good = saved(tmp_path / "good", kind=_beside(kind), seed=3)  # the name is free again
+    alone = logits(load_adapter(fresh_base(), good))
+    assert torch.equal(logits(load_adapter(model, good, name="two")), alone)
+
+
+def _beside(kind: str) -> str:
+    return "lora" if kind == "pissa" else kind
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_every_refusal_leaves_the_model_as_it_was(tmp_path, loaded):
+    def less(folder: Path) -> None:
+        other_weights(folder, gone="layers.0.self_attn.q_proj.lora_B")
+
+    def larger(folder: Path) -> None:
+        name = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
+        other_weights(folder, {name: torch.ones(32, 5)})
+
+    def damaged(folder: Path) -> None:
+        (folder / "adapter_model.safetensors").write_bytes(b"no")
+
+    def elsewhere(folder: Path) -> None:
+        change(folder, target_modules=["c_attn"])
+
+    model = fresh_base()
+    if loaded:
+        model = load_adapter(model, saved(tmp_path / "one", r=4), name="one")
+    before, names = logits(model), [n for n, _ in model.named_parameters()]
+    for spoil in (less, larger, damaged, elsewhere):
+        folder = saved(tmp_path / spoil.__name__, r=4)
+        spoil(folder)
+        refusal(folder, model, name="two")
+        assert torch.equal(logits(model), before)
+        assert [n for n, _ in model.named_parameters()] == names
+        assert list(getattr(model, "peft_config", {})) == (["one"] if loaded else [])
 
 
 def test_a_prompt_that_would_fetch_a_tokenizer_with_its_code_is_refused(tmp_path):
@@ -146,7 +249,36 @@ def test_trained_weights_that_do_not_fit_are_refused(tmp_path, kind):
     assert "trained_weights.safetensors is damaged" in refusal(folder)
 
 
+def test_trained_weights_that_are_not_whole_are_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = saved(tmp_path / "a", kind="freeze")
+    path = folder / "trained_weights.safetensors"
+    tensors = load_file(path)
+    tensors.pop("model.norm.weight")
+    save_file(tensors, path)
+    assert (
+        "is not whole: 1 of the weights that sftkit.json lists are missing, such as model.norm"
+        in (refusal(folder))
+    )
+
+
 # ---- several on one base ----
+
+
+def test_of_several_adapters_the_active_one_is_saved_at_the_root(tmp_path):
+    folders = {name: saved(tmp_path / name, seed=n) for n, name in enumerate(("default", "two"))}
+    model = load_adapter(fresh_base(), folders["default"])
+    model = load_adapter(model, folders["two"], name="two")
+    for name in ("two", "default"):
+        switch_adapter(model, name)
+        again = save_adapter(model, tmp_path / f"{name} again")
+        assert sorted(path.name for path in again.iterdir()) == [
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            "sftkit.json",
+        ]
+        assert torch.equal(logits(load_adapter(fresh_base(), again)), logits(model))
 
 
 @pytest.mark.parametrize(("first", "second"), [("lora", "lora"), ("lora", "dora"), ("ia3", "ia3")])

@@ -19,7 +19,15 @@ from sftkit.adapter import (
     weaken_adapter,
 )
 from sftkit.adapter_files import load_adapter, merge_adapter, save_adapter
-from sftkit.adapter_kinds import KINDS, check_kind, find_kind, kind_of, off_equals_base
+from sftkit.adapter_kinds import (
+    KINDS,
+    UNSAFE,
+    check_kind,
+    find_kind,
+    kind_of,
+    off_equals_base,
+    registry,
+)
 from sftkit.adapter_targets import find_targets, head_names, inner_feedforward
 from sftkit.errors import AdapterError
 from sftkit.settings import AdapterSettings
@@ -164,8 +172,13 @@ def test_where_half_a_strength_means_nothing_it_is_refused(name):
     model = attached(name)
     with pytest.raises(AdapterError, match="cannot be turned down"):
         weaken_adapter(model, 0.5)
-    with pytest.raises(AdapterError, match="cannot be turned down"), adapter_scaled(model, 0.0):
-        pass
+    before = logits(fresh_base())
+    if KINDS[name].off_equals_base:  # not half, but not at all
+        with adapter_scaled(model, 0.0):
+            assert torch.equal(logits(model), before)
+    else:
+        with pytest.raises(AdapterError, match="bring the base back"), adapter_scaled(model, 0.0):
+            pass
     with adapter_scaled(model, 1.0):
         weaken_adapter(model, 1.0)
     assert "cannot be turned down" in refusal(kind=name, strength=0.5)
@@ -241,7 +254,9 @@ def test_settings_reach_the_configuration_of_each_method():
 
 
 def test_biases_and_starts_that_change_the_base_are_not_called_beside_it():
-    for options in ({"bias": "all"}, {"init_lora_weights": "olora"}):
+    for options in (
+        {"bias": "all"}, {"init_lora_weights": "olora"}, {"layer_replication": [[0, 2], [1, 2]]},
+    ):  # fmt: skip
         settings = AdapterSettings(r=4, options=options)
         assert not off_equals_base(settings)
         model = attach_adapter(fresh_base(), settings)
@@ -250,7 +265,91 @@ def test_biases_and_starts_that_change_the_base_are_not_called_beside_it():
     assert off_equals_base(AdapterSettings(options={"init_lora_weights": "gaussian"}))
 
 
+def test_options_that_make_another_method_are_refused_where_that_would_be():
+    pissa = {"init_lora_weights": "pissa"}
+    assert refusal(quantization="nf4", options=pissa).startswith(
+        "adapter.kind=lora with these options changes the base's own weights, which quantization="
+    )
+    tokens = {"trainable_token_indices": [1]}
+    for options in (pissa, {"bias": "all"}, tokens, {"layer_replication": [[0, 2]]}):
+        assert "cannot be turned down" in refusal(strength=0.5, options=options)
+        assert check_kind(AdapterSettings(options=options)).scalable is False
+    model = attach_adapter(fresh_base(), AdapterSettings(r=4, options=tokens))
+    with pytest.raises(AdapterError, match="cannot be turned down"):
+        weaken_adapter(model, 0.5)
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings:UserWarning")
+def test_an_update_of_embeddings_is_turned_down_too():
+    from peft import LoraConfig, get_peft_model
+
+    before = logits(fresh_base())
+    model: Any = get_peft_model(fresh_base(), LoraConfig(r=4, target_modules=["embed_tokens"]))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.3)
+    assert furthest(logits(model.eval()), before) > 1e-3
+    with adapter_scaled(model, 1e-6):
+        assert furthest(logits(model), before) < 1e-4
+
+
+def test_options_name_modules_to_train_beside_the_fresh_head_and_not_instead_of_it():
+    settings = AdapterSettings(r=4, options={"modules_to_save": ["embed_tokens"]})
+    model = attach_adapter(tiny("llama"), settings, task_type="SEQ_CLS")
+    named = list(model.peft_config["default"].modules_to_save)
+    assert named[:2] == ["score", "embed_tokens"]  # peft adds its own names of heads
+    trained_in_full = {
+        name.split(".modules_to_save")[0].rsplit(".", 1)[-1]
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and "modules_to_save" in name
+    }
+    assert trained_in_full == {"score", "embed_tokens"}
+
+
+def test_a_method_that_is_passed_through_acts_on_all_linear_layers_too():
+    model = attached("loha")
+    found = [
+        name.removeprefix("base_model.model.")
+        for name, module in model.named_modules()
+        if hasattr(module, "hada_w1_a")
+    ]
+    assert found == find_targets(fresh_base(), AdapterSettings())
+    # A place that is no linear layer is named to peft itself.
+    assert find_kind("trainable_tokens").fields == frozenset()
+
+
+def test_what_peft_refuses_leaves_the_model_as_it_was():
+    model = tiny("resnet")
+    before = [name for name, _ in model.named_modules()]
+    settings = AdapterSettings(
+        kind="lora", target_modules=("convolution",), options={"rank_pattern": {".*": -1}}
+    )
+    with pytest.raises(AdapterError, match="peft cannot put"):
+        attach_adapter(model, settings, task_type=None)
+    assert [name for name, _ in model.named_modules()] == before
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert norms
+    assert all(norm.training for norm in norms if norm.train())
+    attach_adapter(model, dataclasses.replace(settings, options={}), task_type=None)
+
+
 # ---- refused before weights are read ----
+
+
+def test_no_field_of_peft_that_names_files_or_models_is_reachable():
+    words = ("path", "file", "model", "tokenizer", "adapters", "megatron", "arrow", "url", "dir")
+    named = {
+        info.name
+        for config in registry().values()
+        for info in dataclasses.fields(config)
+        if any(word in info.name for word in words)
+    }
+    # Sizes and switches; the base's name is set here.
+    harmless = {"use_trainable_adapters", "base_model_name_or_path"}
+    assert named - harmless - UNSAFE == set()
+    options = {"shadow_model": "evil/model"}
+    assert "shadow_model would load code or files" in refusal(kind="shadow", options=options)
 
 
 def test_an_unknown_method_is_refused_with_near_names():

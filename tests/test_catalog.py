@@ -489,3 +489,13 @@ def test_the_shop_has_its_counts():
 def test_hashing_a_file_gives_its_sha256(tmp_path):
     (tmp_path / "f").write_bytes(b"lamp" * 1_000_000)
     assert wheels.hash_file(tmp_path / "f") == hashlib.sha256(b"lamp" * 1_000_000).hexdigest()
+
+
+@pytest.mark.parametrize("kind", ["smollm2-135m", "folder", "m.gguf"])
+def test_a_revision_is_refused_where_there_is_no_hub(kind, tmp_path):
+    make_model_folder(tmp_path / "folder", {"model_type": "llama"})
+    (tmp_path / "m.gguf").write_bytes(b"never read")
+    name = kind if kind == "smollm2-135m" else str(tmp_path / kind)
+    for find in (catalog.fetch_model, catalog.model_config):
+        with pytest.raises(FetchError, match=r"model\.revision=v1 is for models of the hub, and '"):
+            find(ModelSettings(name=name, revision="v1"))

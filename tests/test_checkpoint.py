@@ -247,23 +247,22 @@ def test_another_run_is_refused_with_every_difference_named(kept):
     assert allowed is not None
 
 
-def test_a_full_disk_is_told_and_the_earlier_checkpoint_stays_whole(kept, monkeypatch):
-    import errno
+def test_a_disk_that_takes_no_more_is_told_and_the_earlier_checkpoint_stays_whole(kept):
+    import resource
 
-    import safetensors.torch
-
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     told: list[str] = []
-    record, _ = carry_out(
-        kept, resume=True, fingerprints={"data": "a"}, told=told,
-        settings=dataclasses.replace(SETTINGS, max_steps=4),
-    )  # fmt: skip
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # as a full disk: no more bytes
+    try:
+        record, _ = carry_out(
+            kept, resume=True, fingerprints={"data": "a"}, told=told,
+            settings=dataclasses.replace(SETTINGS, max_steps=4),
+        )  # fmt: skip
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert len(record.steps) == 4  # training went on
     assert "could not be written" in told[-1]
-    assert "No space left on device" in told[-1]
+    assert "File too large" in told[-1]
     assert sorted(path.name for path in kept.iterdir()) == ["step-000002", "step-000003"]
     assert load_checkpoint(kept / "step-000003")[0].step == 3
 
@@ -282,3 +281,27 @@ def test_a_checkpoint_reads_back_as_it_was_written(tmp_path):
         for name, tensor in held.items():
             assert torch.equal(again.tensors[group][name], tensor)
     assert json.loads((path / MANIFEST).read_text())["step"] == 7
+
+
+def test_the_checkpoint_just_written_is_never_pruned(kept):
+    checkpoint, prints = load_checkpoint(kept / "step-000002")
+    path = save_checkpoint(kept, checkpoint, fingerprints=prints, keep_last=1)
+    assert [entry.name for entry in kept.iterdir()] == [path.name] == ["step-000002"]
+    assert load_checkpoint(path)[0].step == 2
+
+
+def test_a_new_run_does_not_begin_among_another_runs_checkpoints(kept):
+    with pytest.raises(
+        CheckpointError, match=r"already holds checkpoints of a run\. Resume it, or"
+    ):
+        carry_out(kept, fingerprints={"data": "a"})
+    assert sorted(path.name for path in kept.iterdir()) == ["step-000002", "step-000003"]
+
+
+def test_a_stop_in_the_last_step_is_a_stop(tmp_path):
+    whole, _ = carry_out(None)
+    last = len(whole.steps)
+    with pytest.raises(StoppedError, match=rf"^Stopped after step {last} of {last}"):
+        carry_out(tmp_path, stop_after=last)
+    record, _ = carry_out(tmp_path, resume=True)
+    assert losses(record) == losses(whole)

@@ -23,7 +23,7 @@ from sftkit.evidence.label_metrics import (
 )
 from sftkit.evidence.labels import evaluate_labels, group_counts, judge_labels
 from sftkit.evidence.statistics import paired_interval
-from sftkit.label_records import Gain, LabelReport, Measure, Mistake
+from sftkit.label_records import Gain, LabelReport, Measure, Mistake, decimals_of
 from sftkit.records import from_json, to_json
 
 CLASSES = ("cat", "dog", "owl")
@@ -84,13 +84,28 @@ def test_a_draw_gives_what_scikit_learn_gives_for_the_repeated_items(task, items
     assert [*once] == [*metrics_of(task)]
 
 
-def test_a_draw_without_a_class_takes_the_mean_over_the_others():
+def test_a_draw_without_a_class_ranks_the_others_and_has_no_macro_f1():
     items = made_items(3)
     times = np.where(items.targets == 2, 0, 1)[None, :].astype(float)
     left = repeated(items, times[0].astype(int))
-    for name in ("macro_f1", "auroc", "auprc"):
+    for name in ("auroc", "auprc"):
         expected = metrics_of("classify")[name].point(left)
         assert draw_metrics(items, times)[name] == pytest.approx([expected]), name
+    assert np.isnan(draw_metrics(items, times)["macro_f1"]).all()
+    # A class that no test item is of is missing from no draw.
+    assert not np.isnan(draw_metrics(left, np.ones((1, len(left.targets))))["macro_f1"]).any()
+
+
+def test_a_model_that_never_finds_the_rare_class_does_worse_for_certain():
+    targets = [0] * 57 + [1] * 3
+    report = ten(
+        targets, [SURE[0]] * 60, baselines={"tf-idf": [SURE[t] for t in targets]}, resamples=4000
+    )
+    gain = report.gain("macro_f1", "tf-idf")
+    assert gain.delta == pytest.approx((2 * 57 / 117 - 2) / 2)
+    assert gain.ci95 is not None
+    assert gain.ci95[1] < -0.49
+    assert judge_labels(report).state == "no"
 
 
 def test_a_draw_of_one_class_defines_no_ranking():
@@ -330,6 +345,32 @@ def test_a_regression_by_hand():
 
 
 # --- Verdicts ----------------------------------------------------------------------------------
+
+
+def skewed_report(scale=1.0):
+    """Answer skewed numbers with their median, beside their mean."""
+    targets = scale * np.array([1.0] * 30 + [2.0] * 20 + [20.0] * 10)
+    return ten(
+        targets, np.full(60, np.median(targets)), task="regress", classes=(),
+        baselines={"mean": np.full(60, targets.mean())},
+    )  # fmt: skip
+
+
+def test_the_median_of_skewed_numbers_does_not_beat_their_mean():
+    report = skewed_report()
+    assert report.gain("mae", "mean").is_shown
+    verdict = judge_labels(report)
+    assert verdict.state == "undecided"
+    assert "root mean squared error on 60 test items in 60 groups is 7.57 against 6.95" in (
+        verdict.sentence
+    )
+
+
+def test_a_verdict_on_small_numbers_shows_their_digits():
+    sentence = judge_labels(skewed_report(1e-4)).sentence
+    assert "is 0.000757 against 0.000695 (+0.000062, 95 % interval" in sentence
+    assert decimals_of("rmse", 1234.5, 2.0) == 0
+    assert (decimals_of("rmse", 0.0), decimals_of("mae"), decimals_of("r2", 1e-5)) == (3, 3, 3)
 
 
 def judged(tuned_right, other_right):

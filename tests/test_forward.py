@@ -9,7 +9,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from sftkit.adapter import attach_adapter
-from sftkit.forward import HEAD_ROWS, answer_losses, precision_of
+from sftkit.forward import HEAD_ROWS, _head_stands_alone, answer_losses, precision_of
 from sftkit.records import IGNORE
 from sftkit.settings import AdapterSettings
 from tests.conftest import make_model
@@ -102,7 +102,8 @@ def test_a_head_that_is_trained_gets_its_gradient():
     assert float(gradient.abs().sum()) > 0
 
 
-def test_a_model_that_caps_its_logits_after_the_head_is_scored_with_the_cap():
+@pytest.mark.parametrize("cap", [0.05, 30.0])  # the second is not seen in small logits
+def test_a_model_that_caps_its_logits_after_the_head_is_scored_with_the_cap(cap):
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     torch.manual_seed(0)
@@ -110,7 +111,7 @@ def test_a_model_that_caps_its_logits_after_the_head_is_scored_with_the_cap():
         Gemma2Config(
             vocab_size=260, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
             num_attention_heads=2, num_key_value_heads=1, head_dim=16,
-            final_logit_softcapping=0.05,
+            final_logit_softcapping=cap,
         )
     ).eval()  # fmt: skip
     model.set_attn_implementation("eager")
@@ -119,7 +120,8 @@ def test_a_model_that_caps_its_logits_after_the_head_is_scored_with_the_cap():
         losses, _ = answer_losses(model, batch)
         logits = model(input_ids=batch["input_ids"]).logits[0, :-1]
     own = torch.nn.functional.cross_entropy(logits, batch["labels"][0, 1:], reduction="none")
-    assert float(logits.abs().max()) <= 0.05
+    assert float(logits.abs().max()) <= cap
+    assert not _head_stands_alone(model)
     assert torch.allclose(losses, own, atol=1e-6)
 
 

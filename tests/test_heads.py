@@ -6,13 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from sftkit.adapter import attach_adapter, count_parameters
 from sftkit.adapter_files import load_adapter, save_adapter
+from sftkit.catalog import fetch_model
 from sftkit.errors import ModelError
-from sftkit.heads import image_form, load_image_form, load_with_head, save_image_form
+from sftkit.evidence.label_scores import score_labels
+from sftkit.heads import (
+    image_form,
+    keeps_head,
+    load_image_form,
+    load_with_head,
+    save_image_form,
+)
 from sftkit.labelled import (
     ImageForm,
     LabelledImage,
@@ -70,6 +79,19 @@ def make_base(kind: str) -> Any:
         return tf.ResNetForImageClassification(config)
     config = tf.ViTConfig(**SMALL, image_size=16, patch_size=4, num_channels=1, num_labels=5)
     return tf.ViTForImageClassification(config)
+
+
+def make_labelled(names: tuple[str, ...], kind: str = "bert") -> Any:
+    """Make a tiny model whose head was trained on these labels."""
+    import transformers
+
+    tf: Any = transformers
+    config = make_base(kind).config
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: number for number, name in enumerate(names)}
+    if kind == "bert":
+        return tf.BertForSequenceClassification(config)
+    return tf.ResNetForImageClassification(config)
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +208,70 @@ def test_the_same_seed_makes_the_same_fresh_head(folders, kind):
     )
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(("kind", "task"), [("bert", "classify"), ("resnet", "image")])
+@pytest.mark.parametrize(
+    ("names", "kept"),
+    [(("no", "yes"), True), (("yes", "no"), False), (("NEGATIVE", "POSITIVE"), False)],
+)
+def test_a_head_is_kept_only_where_it_was_trained_on_the_same_labels(
+    tmp_path, kind, task, names, kept
+):
+    own = make_labelled(names, kind)
+    own.save_pretrained(tmp_path)
+    source = fetch_model(ModelSettings(name=str(tmp_path)))
+    assert keeps_head(source, task, YES_NO) is kept
+    first, same, other = (load(tmp_path, task, seed=seed) for seed in (1, 1, 2))
+    heads = [next(iter(model.classifier.parameters())) for model in (own, first, same, other)]
+    assert torch.equal(heads[0], heads[1]) is kept
+    assert torch.equal(heads[1], heads[2])
+    assert torch.equal(heads[1], heads[3]) is kept
+    assert first.config.id2label == {0: "no", 1: "yes"}
+
+
+def test_a_head_for_scores_is_always_fresh(tmp_path):
+    own = make_labelled(("LABEL_0",))
+    own.save_pretrained(tmp_path)
+    scale = Targets(mean=3.0, spread=2.0)
+    assert not keeps_head(fetch_model(ModelSettings(name=str(tmp_path))), "regress", scale)
+    model = load(tmp_path, "regress", scale)
+    assert model.classifier.weight.shape == own.classifier.weight.shape
+    assert not torch.equal(model.classifier.weight, own.classifier.weight)
+
+
+def test_a_model_of_several_parts_pads_with_the_token_its_pooling_looks_for(tmp_path):
+    import transformers
+
+    tf: Any = transformers
+    words = {**SMALL, "hidden_size": 32, "vocab_size": len(make_tokenizer()), "head_dim": 16}
+    seen = {
+        "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 32, "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    text = {**words, "num_key_value_heads": 1, "max_position_embeddings": 64, "pad_token_id": None}
+    config = tf.Gemma3Config(text_config=text, vision_config=seen)
+    tf.Gemma3ForSequenceClassification(config).save_pretrained(tmp_path)
+    model = load(tmp_path, "classify")
+    examples, targets = texts("classify")
+    alone = np.concatenate([score_labels(model, [example], targets) for example in examples[:8]])
+    assert len({example.length for example in examples[:8]}) > 1
+    assert np.allclose(score_labels(model, examples[:8], targets), alone, atol=1e-5)
+
+    given = set()
+
+    def collate(examples: Any, *, pad_id: int, device: torch.device) -> Any:
+        given.add(pad_id)
+        return collate_texts(examples, pad_id=pad_id, device=device)
+
+    train(
+        model.requires_grad_(True),
+        examples,
+        TrainSettings(max_steps=1),
+        objective=make_objective("classify", ObjectiveSettings()),
+        collate=collate,
+    )
+    assert given == {256}
 
 
 def test_classes_are_named_in_the_models_configuration(folders):

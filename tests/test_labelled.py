@@ -62,6 +62,17 @@ def test_scores_are_standardised_by_the_training_rows_and_put_back():
     [
         ([{"label": "cat"}, {"label": "cat"}], "classify", "have 1 label (cat)"),
         ([{"score": 2.0}, {"score": 2.0}], "regress", "2 training scores are all the same"),
+        ([{"score": 1.0}, {"score": float("nan")}], "regress", "row 1: the score is nan, not"),
+        (
+            [{"score": 1.0, "place": "a.csv line 2"}, {"score": 2.0}, {"score": -float("inf")}],
+            "regress",
+            "row 2: the score is -inf, not a finite number",
+        ),
+        (
+            [{"score": float("inf"), "place": "a.csv line 2"}, {"score": 2.0}],
+            "regress",
+            "a.csv line 2: the score is inf, not a finite number",
+        ),
         ([], "regress", "0 training scores"),
         ([{"messages": []}], "classify", "data.task=classify needs a column label"),
         ([{"text": "a", "label": "b"}], "regress", "data.task=regress needs a column score"),
@@ -139,7 +150,28 @@ def test_what_is_too_long_or_empty_is_refused_and_never_cut(wordpiece):
     )
 
 
-def test_padding_is_known_by_length_even_where_the_text_ends_in_the_padding_token():
+def test_a_second_text_that_is_no_string_is_refused_in_words(wordpiece):
+    rows: list[dict[str, Any]] = [
+        {"text": "a", "text_pair": 3, "label": "cat"},
+        {"text": "a", "text_pair": None, "label": "cat"},
+    ]
+    encoded = encode_labelled(rows, wordpiece, PETS, max_tokens=16)
+    assert encoded.refused == (Refused(row=0, reason="row 0: text_pair is 3, not a text"),)
+    assert [e.row for e in encoded.examples] == [1]
+
+
+@pytest.mark.parametrize(("group", "kept"), [(None, "0"), ("", "0"), (0, "0"), (7, "7")])
+def test_a_row_without_a_group_is_its_own(wordpiece, group, kept):
+    rows = [
+        {"text": "a", "label": "cat", "group": group, "image": image([[0]])},
+        {"text": "a", "label": "cat", "group": None, "image": image([[0]])},
+    ]
+    texts = encode_labelled(rows, wordpiece, PETS, max_tokens=16).examples
+    images = encode_images(rows, PETS, ImageForm(size=1)).examples
+    assert [e.group for e in texts] == [e.group for e in images] == [kept, "1"]
+
+
+def test_the_mask_follows_lengths_even_where_the_text_ends_in_the_padding_token():
     short = LabelledText(input_ids=(7, 0), target=1, row=0, weight=0.5)
     long = LabelledText(input_ids=(7, 8, 9), target=0, row=1)
     batch = collate_texts([short, long], pad_id=0, device=CPU)
@@ -168,6 +200,13 @@ def test_balanced_weights_make_every_class_count_the_same_and_one_on_average():
     assert weights == [4 / 6, 4 / 6, 4 / 6, 4 / 2]
     assert sum(weights) == 4
     assert weigh_examples(rows, PETS, ObjectiveSettings()) == tuple(rows)
+
+
+def test_weights_average_one_even_where_a_class_lost_all_its_rows():
+    rows = [LabelledText(input_ids=(1,), target=t, row=r) for r, t in enumerate((0, 0, 0, 1))]
+    three = Targets(labels=("cat", "dog", "newt"))
+    weighed = weigh_examples(rows, three, ObjectiveSettings(class_weights="balanced"))
+    assert [e.weight for e in weighed] == [4 / 6, 4 / 6, 4 / 6, 4 / 2]
 
 
 # ---- images ----
@@ -221,6 +260,20 @@ def test_images_become_a_batch_with_their_classes():
     assert batch["targets"].tolist() == [1.0, 0.0]
     assert batch["weights"].tolist() == [1.0, 1.0]
     assert [(e.row, e.group, e.length) for e in encoded.examples] == [(0, "i-1", 1), (1, "1", 1)]
+
+
+def test_a_missing_image_is_refused_in_words():
+    rows: list[dict[str, Any]] = [
+        {"image": None, "label": "dog"},
+        {"label": "dog"},
+        {"image": image([[255]]), "label": "cat"},
+    ]
+    encoded = encode_images(rows, PETS, ImageForm(size=1))
+    assert encoded.refused == (
+        Refused(row=0, reason="row 0: there is no image"),
+        Refused(row=1, reason="row 1: there is no image"),
+    )
+    assert [e.row for e in encoded.examples] == [2]
 
 
 def test_images_of_two_shapes_share_no_batch():

@@ -381,3 +381,47 @@ def test_a_cache_that_cannot_be_written_is_read_all_the_same(cached, monkeypatch
     source = fetch_model(ModelSettings(name=str(cached)))
     monkeypatch.setattr(weights, "filled_atomically", refuse)
     assert weights.lean_folder(source, torch.bfloat16) == source.path
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "distilbert", "dim": 96, "hidden_dim": 128},
+        {"model_type": "distilbert", "dim": 128, "hidden_dim": 96},
+        {"text_config": {"hidden_size": 96}},
+        {"num_attention_heads": 3, "head_dim": 32},
+    ],
+    ids=str,
+)
+def test_narrow_rows_are_found_wherever_a_configuration_writes_them(config):
+    fault = RULES["4 bits in narrow rows"](case(config, quantization="nf4"))
+    assert fault is not None
+    assert "layers of width 96:" in fault
+
+
+def test_a_list_of_widths_is_no_width_of_a_row():
+    listed = case({"hidden_sizes": [96], "hidden_size": [96, 192]}, quantization="nf4")
+    assert RULES["4 bits in narrow rows"](listed) is None
+
+
+def test_a_look_ahead_for_a_flash_gpu_that_is_not_here_is_no_fault():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    assert RULES["flash attention on an old GPU"](case(**FLASH, device="cuda")) is None
+
+
+@pytest.mark.parametrize("task", ["chat", "classify"])
+def test_a_run_refuses_before_its_data_are_read(task, folder, tmp_path):
+    from sftkit.recipe import recipe_from_dict
+    from sftkit.run import run
+
+    recipe = recipe_from_dict(
+        {
+            "name": "x",
+            "model": {"name": str(folder), "device": "cpu", "dtype": "float32", **FLASH},
+            "data": {"source": str(tmp_path / "no-such-file.jsonl"), "task": task},
+            "evaluate": {"probes": [], "drift_passages": 0},
+        }
+    )
+    with pytest.raises(ModelError, match="flash_attention_2 needs a CUDA GPU"):
+        run(recipe, tmp_path / "out")

@@ -485,7 +485,8 @@ def test_a_dry_run_of_a_hub_model_needs_no_hub(capsys, tmp_path, monkeypatch):
     # 6.9 billion weights in 4.13 bits, 1.2 billion of embeddings and head in 16.
     assert megabytes(one["components"]["weights"]) == 6073
     assert one["interval_source"] == "formula only, not measured here"
-    assert found["ladder"][0]["freed"] >= found["ladder"][1]["freed"] > 0
+    (rungs,) = found["ladders"]
+    assert rungs[0]["freed"] >= rungs[1]["freed"] > 0
     assert not list(tmp_path.iterdir())
 
 
@@ -510,7 +511,7 @@ def test_a_dry_run_of_a_model_of_unknown_shape_still_counts_steps(capsys, tmp_pa
     )
     code, text = dry_run(capsys, str(recipe), "--dry-run", "--format", "json")
     found = json.loads(text)
-    assert (code, found["estimates"], found["ladder"]) == (0, [], [])
+    assert (code, found["estimates"], found["ladders"]) == (0, [], [])
     assert "memory of a 'resnet' model is not predicted" in found["memory_note"]
     data = found["data"]
     assert data["rows"] == data["tokens"] == data["supervised_tokens"] > 100
@@ -599,3 +600,173 @@ def test_memory_is_predicted_without_torch():
         cwd=Path(memory.__file__).parent.parent,
     )  # fmt: skip
     assert done.stdout.split() == []
+
+
+# ---- what is refused or said beforehand ----
+
+
+def test_weights_that_are_quantized_already_are_not_predicted_as_if_they_were_not():
+    for said, form in (({"quant_method": "gptq", "bits": 4}, "gptq"), ({}, "an unnamed format")):
+        with pytest.raises(ModelError, match=rf"already quantized \({form}\) is not predicted"):
+            plan(SMALL | {"quantization_config": said}).estimate()
+
+
+def test_a_smollm3_is_tied_where_its_configuration_does_not_say():
+    config = {key: value for key, value in SMALL.items() if key != "tie_word_embeddings"}
+    tied = {kind: read_shape(config | {"model_type": kind}).tied for kind in ("smollm3", "llama")}
+    assert tied == {"smollm3": True, "llama": False}
+
+
+def test_a_roberta_holds_two_tokens_fewer_than_its_positions():
+    shapes = [read_shape(TINY_BERT | {"model_type": kind, "pad_token_id": 1,
+                                      "max_position_embeddings": 514})
+              for kind in ("bert", "roberta", "xlm-roberta")]  # fmt: skip
+    assert [shape.longest for shape in shapes] == [514, 512, 512]
+    assert len({shape.embeddings for shape in shapes}) == 1
+
+
+def test_rows_beyond_the_positions_are_said_to_be_an_assumption():
+    assert not any("positions" in text for text in plan(max_tokens=8192).estimate().assumed)
+    (said,) = [text for text in plan(max_tokens=8200).estimate().assumed if "positions" in text]
+    assert said.startswith("rows of 8200 tokens work, though the model has 8192 positions")
+
+
+# ---- rungs that a recipe can take ----
+
+
+def rungs_of(start: Plan, setting: str) -> list[Any]:
+    return [rung for rung in ladder(start) if rung.setting.startswith(f"{setting}=")]
+
+
+def test_the_rung_to_lora_keeps_the_type_and_the_adapter_s_own_settings():
+    start = plan(kind="full", dtype="float32", max_tokens_per_batch=512)
+    (rung,) = rungs_of(start, "adapter.kind")
+    assert rung.total == plan(kind="lora", dtype="float32").estimate().total
+    tried = plan(kind="full", dtype="float32", target_modules="attention")
+    (rung,) = rungs_of(tried, "adapter.kind")
+    assert rung.total == plan(dtype="float32", target_modules="attention").estimate().total
+
+
+def test_no_rung_puts_the_batch_below_the_longest_row_of_the_settings():
+    rows = ((100, 40),) * 16
+    start = plan(examples=rows, max_tokens=100, max_tokens_per_batch=640)
+    assert [rung.setting for rung in rungs_of(start, "train.max_tokens_per_batch")] == [
+        "train.max_tokens_per_batch=320"
+    ]
+    limited = dataclasses.replace(start, row_limit=512)
+    assert [rung.setting for rung in rungs_of(limited, "train.max_tokens_per_batch")] == [
+        "train.max_tokens_per_batch=512"
+    ]
+
+
+def test_shorter_rows_are_offered_where_some_remain_with_how_many_are_lost():
+    alike = plan(examples=((100, 40),) * 8, max_tokens=100)
+    assert rungs_of(alike, "data.max_tokens") == []
+    mixed = plan(examples=((100, 40),) * 8 + ((50, 9),) * 2, max_tokens=100)
+    (rung,) = rungs_of(mixed, "data.max_tokens")
+    assert (rung.setting, rung.cost) == ("data.max_tokens=50", "longer rows are refused: 8 of 10")
+
+
+def test_no_rung_is_offered_that_loading_or_the_method_refuses():
+    from sftkit.dryrun import _ladder
+
+    def offered(start: Plan) -> set[str]:
+        settings = {rung.setting for rung in _ladder(start)}
+        return {one for one in settings if one.startswith(("model.quan", "adapter.kind"))}
+
+    narrow = SMALL | {"hidden_size": 96, "intermediate_size": 3072, "num_attention_heads": 3}
+    # On a Mac there is no bitsandbytes; rows of 96 are read wrongly in 4 bits on a CPU.
+    assert offered(plan(device="cuda")) == {"model.quantization=int8", "model.quantization=nf4"}
+    assert offered(plan(device="mps")) == set()
+    assert "model.quantization=nf4" not in offered(plan(narrow))
+    frozen = plan(kind="freeze", dtype="float32", device="cuda")
+    assert offered(frozen) == {"adapter.kind=lora"}
+    two = dataclasses.replace(frozen.adapter, last_blocks=frozen.adapter.last_blocks + 1)
+    assert offered(dataclasses.replace(frozen, adapter=two)) == set()  # last_blocks is no lora's
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("model.attention=flash_attention_2", "flash_attention_2 needs a CUDA GPU"),
+        ("model.dtype=float16", "float16 cannot train on a CPU"),
+    ],
+)
+def test_a_dry_run_refuses_what_loading_refuses_on_this_machine(
+    change, words, capsys, tmp_path, monkeypatch
+):
+    import torch
+
+    from sftkit.cli import start
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    monkeypatch.setenv("SFTKIT_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["sftkit", "run", "t4", "--dry-run", "--set", change])
+    assert start() == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_dry_run_shows_a_ladder_for_every_device_it_estimates(capsys, tmp_path, monkeypatch):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    monkeypatch.setenv("SFTKIT_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    code, text = dry_run(capsys, "t4", "--dry-run")
+    assert code == 0
+    for device in ("the CPU", "a CUDA GPU"):
+        assert f"What would free memory on {device}, most first:" in text
+
+
+def test_a_probe_holds_the_base_as_the_run_does(folder, tmp_path, monkeypatch):
+    from sftkit import adapter, model
+    from sftkit.dryrun import look_ahead
+    from sftkit.recipe import recipe_from_dict
+
+    rows = [{"question": f"Box {place}?", "answer": "red"} for place in range(40)]
+    seen: list[Any] = []
+    attach, check = adapter.attach_adapter, model.check_trainable
+
+    def attach_and_tell(base: Any, settings: Any, **options: Any) -> Any:
+        seen.append((str(base.dtype), options["seed"]))
+        return attach(base, settings, **options)
+
+    def check_and_tell(base: Any) -> None:
+        seen.append("checked")
+        check(base)
+
+    monkeypatch.setattr(adapter, "attach_adapter", attach_and_tell)
+    monkeypatch.setattr(model, "check_trainable", check_and_tell)
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = look_ahead(
+        recipe_from_dict(
+            {
+                "name": "x",
+                "model": {"name": str(folder), "device": "cpu", "dtype": "bfloat16"},
+                "data": {"source": str(data)},
+                "adapter": {"kind": "full"},
+                "train": {"seed": 7},
+                "evaluate": {"probes": [], "drift_passages": 0},
+            }
+        ),
+        probe=True,
+    )
+    assert found.probe is not None
+    assert seen == ["checked", ("torch.float32", 7)]
+
+
+def test_the_help_of_run_names_every_bundled_recipe(checkout):
+    from sftkit.cli import BUNDLED
+
+    names = sorted(path.stem for path in (checkout / "sftkit" / "recipes").glob("*.yaml"))
+    assert BUNDLED.split(", ") == names
+    assert {"cpu", "t4", "24gb", "4gpu"} <= set(names)
+
+
+def test_a_dry_run_into_a_folder_is_refused(capsys, tmp_path):
+    with pytest.raises(SettingsError, match="writes nothing: leave --out away"):
+        dry_run(capsys, "t4", "--dry-run", "--out", str(tmp_path / "out"))

@@ -124,3 +124,13 @@ def test_the_groups_of_a_real_adapter_hold_every_trained_parameter_once(tiny_mod
     trained = [id(p) for p in model.parameters() if p.requires_grad]
     assert sorted(held) == sorted(trained)
     assert [group["rate_scale"] for group in groups] == [1.0, 16.0]
+
+
+@pytest.mark.parametrize(("kind", "part"), [("ia3", "ia3_l"), ("dora", "magnitude")])
+def test_weight_decay_leaves_vectors_alone_whatever_their_shape(kind, part, tiny_model):
+    model = attach_adapter(tiny_model, AdapterSettings(kind=kind))
+    vectors = {id(p) for name, p in model.named_parameters() if part in name}
+    assert vectors
+    for group in parameter_groups(model, TrainSettings(weight_decay=0.1)):
+        held = {id(p) for p in group["params"]}
+        assert group["weight_decay"] == 0.0 or not held & vectors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -13,7 +14,7 @@ from test_plots import drawn_texts, on_axis, title_of  # type: ignore[import-not
 from sftkit import plots_labels
 from sftkit.errors import RecordError
 from sftkit.evidence.labels import evaluate_labels
-from sftkit.label_records import LabelReport
+from sftkit.label_records import LabelReport, Measure
 from sftkit.panels import alt_text
 
 
@@ -145,3 +146,35 @@ def test_a_figure_says_what_it_cannot_draw():
     alone = evaluate_labels([0.0, 1.0], np.array([0.1, 0.9]), task="regress", groups=["a", "b"])
     with pytest.raises(RecordError, match="no baseline"):
         plots_labels.plot_against_baselines(alone)
+
+
+def test_errors_of_small_and_large_numbers_keep_three_digits():
+    small = Measure(name="mae", value=0.000123, ci95=(0.0000412, 0.000234))
+    assert plots_labels.in_interval(small) == "0.000123 [0.000041 to 0.000234]"
+    large = Measure(name="rmse", value=12345.6, ci95=(12000.4, 13000.0))
+    assert plots_labels.in_interval(large) == "12346 [12000 to 13000]"
+    share = Measure(name="r2", value=0.000123, ci95=None)
+    assert plots_labels.in_interval(share) == "0.000"
+
+
+def test_figures_of_small_numbers_show_their_digits():
+    true = np.arange(1.0, 41.0) * 1e-5
+    report = evaluate_labels(
+        true, true + 1e-6, task="regress", groups=[str(n) for n in range(40)], resamples=100,
+        baselines={"mean": np.full(40, true.mean())},
+    )  # fmt: skip
+    figure = plots_labels.plot_against_baselines(report)
+    title = title_of(figure)
+    assert title.startswith("RMSE 0.000001 against 0.000115 for mean: better (−0.000114, 95 %")
+    assert "RMSE: tuned 0.00000100, mean 0.000115." in alt_text(figure)
+    predicted = title_of(plots_labels.plot_predicted(report))
+    assert predicted.startswith("Predictions are off by 0.00000100 on average")
+
+
+@pytest.mark.parametrize("name", ["classes", "confusion", "thresholds"])
+def test_direction_marks_in_class_names_turn_no_words_round(name):
+    report = made_report(("no\u202etfel", "yes\u2066\u200fx"), items=60, groups=20)
+    figure = DRAW[name](report)
+    words = [alt_text(figure), *(text.get_text() for text in drawn_texts(figure))]
+    assert not re.search("[\u200e\u200f\u202a-\u202e\u2066-\u2069]", " ".join(words))
+    assert "yes□□x" in alt_text(figure)

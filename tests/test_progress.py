@@ -6,6 +6,7 @@ import contextlib
 import io
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -223,3 +224,17 @@ def test_peak_memory_is_at_least_what_is_held_now_and_counts_what_was_freed():
 )
 def test_seconds_are_said_in_words(seconds, words):
     assert in_words(seconds) == words
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux forks a peak along")
+def test_the_peak_of_a_process_does_not_begin_with_its_parent_s():
+    import subprocess
+
+    block = bytearray(b"x" * 400_000_000)
+    code = "from sftkit.progress import peak_memory_bytes; print(peak_memory_bytes())"
+    # With a preexec_fn Python forks, and the parent's peak is the child's first ru_maxrss.
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60,
+        preexec_fn=lambda: None,
+    )  # fmt: skip
+    assert 0 < int(done.stdout) < len(block)

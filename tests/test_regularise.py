@@ -183,3 +183,11 @@ def test_a_batch_holds_no_more_examples_than_asked_for():
         [2, 3, 3],
     )
     assert [len(batch) for batch in plan_steps([10] * 8, TrainSettings())] == [8]
+
+
+def test_a_metric_that_is_no_number_is_no_improvement_and_stands_in_no_record():
+    told = [{"heldout_loss": value} for value in (math.nan, 3.0, math.nan, 2.0, 4.0, math.nan, 9.0)]
+    _, record, _ = run_with(told, early_stopping="heldout_loss", early_stopping_patience=3)
+    assert record.heldout_start is None
+    assert [step.heldout_loss for step in record.steps] == [3.0, None, 2.0, 4.0, None, 9.0]
+    assert record.kept_step == 3

@@ -13,6 +13,7 @@ from sample_record import (  # type: ignore[import-not-found]
     HOSTILE,
     VERDICTS,
     hostile_record,
+    label_record,
     recognition_record,
     sample_record,
     unmeasured_record,
@@ -204,6 +205,40 @@ def test_a_payload_in_the_card_is_neither_markup_nor_metadata(payload):
     fences = re.findall(r"^(`{3,})", body, re.MULTILINE)
     assert len(fences) == 4
     assert len(fences[2]) == len(fences[3])
+
+
+@pytest.mark.parametrize("payload", HOSTILE)
+def test_a_payload_in_class_names_and_mistakes_stays_text(payload, pictures):
+    hostile = {name: dataclasses.replace(p, alt=payload) for name, p in pictures.items()}
+    plain = check_inert(render_report(label_record(), pictures))
+    page = check_inert(render_report(label_record(payload), hostile))
+    kept = [name for name, _ in plain.tags if name not in ("strong", "mark", "span")]
+    assert [name for name, _ in page.tags if name not in ("strong", "mark", "span")] == kept
+    first_word = payload.split()[0] if payload[0] != "\x1b" else "␛[31mred␛[0m"
+    mistakes = page.words.split("The most confident mistakes")[1]
+    assert mistakes.count(first_word) >= 3 * 10  # ten mistakes: text, right and predicted class
+    assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069]", "".join(page.text))
+
+
+@pytest.mark.parametrize("payload", HOSTILE)
+def test_a_payload_in_class_names_is_no_markup_in_the_card(payload):
+    alts = dict.fromkeys(("overview", "classes", "confusion"), payload)
+    card, plain = (
+        render_card(label_record(words), alts if words else {}) for words in (payload, "")
+    )
+    body, expected = (
+        text.split("---\n", 2)[2].split("## How to make it again")[0] for text in (card, plain)
+    )
+    prose = re.sub(r"`[^`\n]*`", "", body)
+    assert not re.search(r"<(?!https)[a-z/!]", prose)
+    assert not re.search(r"(?<!\\)\[x|://|www\.|@", prose)
+    assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069]", prose)
+    # As many cells in every row of a table, and as many headings and fences.
+    for mark in (r"^\|.*", r"^#+ ", r"^`{3,}"):
+        found, wanted = (re.findall(mark, text, re.MULTILINE) for text in (body, expected))
+        cells = [[len(re.findall(r"(?<!\\)\|", row)) for row in rows] for rows in (found, wanted)]
+        assert cells[0] == cells[1], mark
+    assert "No test item is of" in prose
 
 
 def test_the_card_tells_the_hub_what_it_is():

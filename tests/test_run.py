@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sftkit.errors import DataError, SettingsError, TrainError
+from sftkit.errors import CheckpointError, DataError, SettingsError, StoppedError, TrainError
 from sftkit.prepare import prepare_data
+from sftkit.progress import SilentWatcher
 from sftkit.recipe import load_recipe, recipe_from_dict, recipe_to_dict
 from sftkit.records import load_run
 from sftkit.run import find_recipe, run
@@ -170,6 +172,40 @@ def test_label_smoothing_reaches_the_loss_of_a_chat_run(
 
     assert record.training.steps[0].loss != plain.training.steps[0].loss
     assert record.training.heldout_start == plain.training.heldout_start  # measured unsmoothed
+
+
+def test_a_stopped_run_goes_on_to_the_same_adapter_and_the_same_record(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    class StopsAfterTwo(SilentWatcher):
+        def on_step(self, step: Any, total_steps: int) -> None:
+            if step.step == 2:
+                signal.raise_signal(signal.SIGINT)
+
+    recipe["data"] |= {"max_tokens": 128}
+    recipe["train"] |= {"max_tokens_per_batch": 256, "save_every": 1}
+    plan = recipe_from_dict(recipe)
+    whole = run(plan, tmp_path / "whole", watcher=SilentWatcher())
+    with pytest.raises(StoppedError, match=r"everything is saved. Go on with: sftkit run RECIPE"):
+        run(plan, tmp_path / "part", watcher=StopsAfterTwo())
+    with pytest.raises(CheckpointError, match=r"already holds checkpoints of a run"):
+        run(plan, tmp_path / "part", watcher=SilentWatcher())
+    faster = recipe_from_dict({**recipe, "train": {**recipe["train"], "learning_rate": 0.5}})
+    with pytest.raises(CheckpointError, match=r"train.learning_rate was 0.01 and is 0.5\."):
+        run(faster, tmp_path / "part", resume=True, watcher=SilentWatcher())
+    record = run(plan, tmp_path / "part", resume=True, watcher=SilentWatcher())
+
+    assert [step.loss for step in record.training.steps] == [s.loss for s in whole.training.steps]
+    assert record.learned == whole.learned
+    adapters = [
+        (tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes()
+        for name in ("whole", "part")
+    ]
+    assert adapters[0] == adapters[1]
+    lines = (tmp_path / "part" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [
+        step.step for step in whole.training.steps
+    ]
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(

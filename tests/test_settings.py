@@ -386,3 +386,11 @@ def test_every_bundled_recipe_loads_and_bears_its_files_name(path):
 
 def test_there_are_bundled_recipes():
     assert {"demo", "cwe"} <= {path.stem for path in RECIPES}
+
+
+def test_a_gpu_s_number_is_a_name_in_max_memory_as_yaml_writes_it(tmp_path):
+    path = write(
+        tmp_path,
+        "name: x\ndata: {source: s}\nmodel: {device_map: auto, max_memory: {0: 10GB, cpu: 30GB}}\n",
+    )
+    assert load_recipe(path).model.max_memory == {"0": "10GB", "cpu": "30GB"}

@@ -25,7 +25,7 @@
 #
 # | Machine | Minutes | Memory | Measured on |
 # |---|---|---|---|
-# | 2 CPU cores, no GPU | not measured yet | not measured yet | |
+# | 2 CPU cores, no GPU, shared with other programs | 4.6 | 4.6 GB | 2026-11-22 |
 # | Colab T4 | not run yet | not run yet | |
 # | NVIDIA A100 | not run yet | not run yet | |
 # | Apple laptop | not run yet | not run yet | |

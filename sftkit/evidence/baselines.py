@@ -49,6 +49,8 @@ def constant_baseline(
 ) -> Baseline:
     """Answer with the shares of the classes in training (so, the majority), or with the mean.
 
+    Of all constants the mean has the smallest squared error, as C is chosen by and RMSE judges.
+
     Args:
         train_targets: Class numbers, or numbers.
         task: classify, image or regress.

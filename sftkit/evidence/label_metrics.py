@@ -135,7 +135,9 @@ def draw_metrics(items: Scored, counts: Array) -> dict[str, Array]:
         counts: How often each item was drawn, shape (R, N).
 
     Returns:
-        Values of shape (R,) by metric, NaN where a draw does not define one.
+        Values of shape (R,) by metric, NaN where a draw does not define one. Macro-F1 is defined
+        by the draws that hold every class of the items: without a rare class, which is often the
+        hardest, the mean over the others would be of something else.
     """
     if not items.classes:
         error = items.targets - items.scores
@@ -147,12 +149,14 @@ def draw_metrics(items: Scored, counts: Array) -> dict[str, Array]:
         }
     right, support, predicted = _class_counts(items, counts)
     total = counts.sum(axis=1)
-    f1 = np.where(support > 0, 2 * right / np.maximum(support + predicted, 1), 0)
+    present = items.present
+    f1 = 2 * right[:, present] / np.maximum(support + predicted, 1)[:, present]
+    whole = (support[:, present] > 0).all(axis=1)
     top = right.sum(axis=1) * total - (support * predicted).sum(axis=1)
     spread = (total**2 - (support**2).sum(axis=1)) * (total**2 - (predicted**2).sum(axis=1))
     return {
         "accuracy": right.sum(axis=1) / total,
-        "macro_f1": f1.sum(axis=1) / (support > 0).sum(axis=1),
+        "macro_f1": np.where(whole, f1.mean(axis=1), np.nan),
         "mcc": np.where(spread > 0, top / np.sqrt(np.maximum(spread, 1)), 0.0),
         **_ranking_draws(items, counts),
     }

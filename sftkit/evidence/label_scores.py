@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sftkit.batching import fill_batches
+from sftkit.errors import TrainError
 from sftkit.evidence.label_metrics import Array, Scored, metrics_of
 from sftkit.forward import scoring, unwrapped
 from sftkit.labelled import LabelledImage, Targets, collate_images, collate_texts
@@ -68,7 +69,8 @@ def make_label_measure(
 
     Returns:
         The function, which gives heldout_loss and every metric that is defined on these examples;
-        None if there is nothing to measure.
+        None if there is nothing to measure. It raises TrainError where the model's answers are
+        not finite.
     """
     count = min(len(validation), CURVE_ITEMS)
     if not count:
@@ -83,6 +85,13 @@ def make_label_measure(
                 part, parts_weight = objective(model, batch)
                 loss, weight = loss + float(part), weight + parts_weight
         said = score_labels(model, chosen, targets)
+        broken = len(said) - int(np.isfinite(said.reshape(len(said), -1)).all(axis=1).sum())
+        if broken:
+            raise TrainError(
+                f"The model's answers to {broken} of {len(said)} validation examples are not "
+                "finite numbers, so training diverged in a step before. Usual causes: "
+                "learning_rate too high or float16 overflow."
+            )
         predicted = said.argmax(axis=1) if targets.labels else said
         items = Scored(targets=true, scores=said, predicted=predicted, classes=targets.labels)
         found = {
@@ -117,5 +126,5 @@ def _batches(model: Any, examples: Sequence[Any]) -> Any:
         if is_image:
             yield collate_images(chosen, device=base.device)
         else:
-            pad_id = getattr(base.config, "pad_token_id", None) or 0
+            pad_id = getattr(base.config.get_text_config(), "pad_token_id", None) or 0
             yield collate_texts(chosen, pad_id=pad_id, device=base.device)

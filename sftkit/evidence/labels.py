@@ -29,6 +29,7 @@ from sftkit.label_records import (
     Measure,
     Mistake,
     System,
+    decimals_of,
 )
 from sftkit.records import Verdict
 
@@ -36,9 +37,13 @@ TUNED = "tuned"
 MAIN_METRIC: Mapping[LabelTask, str] = {
     "classify": "macro_f1",
     "image": "macro_f1",
-    "regress": "mae",
+    "regress": "rmse",
 }
-"""The metric a verdict is about, unless another is asked for."""
+"""The metric a verdict is about, unless another is asked for.
+
+Numbers are judged by RMSE because the baselines are fitted to squared errors: by MAE, answering
+the median of skewed numbers would beat the mean without having learned anything.
+"""
 _CHUNK = 2_000_000  # counts held at once; bounds memory to some tens of MB
 _MOST_UNDEFINED = 0.05  # share of draws that may lack a class before an interval is refused
 _MOST_POINTS, _TEXT_LENGTH = 500, 400
@@ -151,13 +156,16 @@ def judge_labels(report: LabelReport, *, over: str = "", metric: str = "") -> Ve
     if gain.before is None or gain.after is None or gain.delta is None:
         sentence = f"The {title} on {sizes} is not defined: {gain.note}."
         return Verdict(state="unmeasured", sentence=sentence)
-    numbers = f"{title} on {sizes} is {gain.after:.3f} against {gain.before:.3f}"
+    digits = decimals_of(gain.metric, gain.after, gain.before)
+    numbers = f"{title} on {sizes} is {gain.after:.{digits}f} against {gain.before:.{digits}f}"
     whom = "the untuned model" if other == "base" else f"the {_BASELINES.get(other, other)}"
     if gain.ci95 is None:
         sentence = f"Not measurable whether it beats {whom}: {numbers}, but {gain.note}."
         return Verdict(state="undecided", sentence=sentence)
     low, high = gain.ci95
-    numbers += f" ({gain.delta:+.3f}, 95 % interval {low:+.3f} to {high:+.3f})"
+    digits = decimals_of(gain.metric, gain.delta, low, high)
+    span = f"{low:+.{digits}f} to {high:+.{digits}f}"
+    numbers += f" ({gain.delta:+.{digits}f}, 95 % interval {span})"
     if gain.is_shown:
         return Verdict(state="yes", sentence=f"Beats {whom}: {numbers}.")
     if gain.is_reversed:
@@ -301,7 +309,7 @@ def _confusion(items: Scored) -> tuple[tuple[int, ...], ...]:
 
 
 def _points(items: Scored) -> tuple[tuple[float, float], ...]:
-    """Thin true and predicted numbers out evenly over the range of the true ones."""
+    """Thin true and predicted numbers out evenly over the ranks of the true ones."""
     order = np.argsort(items.targets, kind="stable")
     kept = np.unique(np.linspace(0, len(order) - 1, _MOST_POINTS).round().astype(int))
     return tuple((float(items.targets[i]), float(items.scores[i])) for i in order[kept])

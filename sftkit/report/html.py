@@ -19,7 +19,7 @@ from sftkit.panels import in_nats, in_points, interval, signed, tone
 from sftkit.records import RunRecord, Verdict
 from sftkit.report.card import render_card
 from sftkit.report.redact import redact_record
-from sftkit.settings import EvaluateSettings, to_plain
+from sftkit.settings import EvaluateSettings, loss_unit, to_plain
 from sftkit.show import matches, show_example, visible
 
 if TYPE_CHECKING:
@@ -96,10 +96,9 @@ def draw_pictures(record: RunRecord) -> dict[str, Picture]:
 
 def _label_figures(record: RunRecord, report: LabelReport) -> dict[str, Figure]:
     """Draw a run on labels: what it beats, each class or number, and the loss."""
-    unit = "squared standard deviations" if report.task == "regress" else "nats per label"
     objective = record.recipe.get("objective")
-    if isinstance(objective, Mapping) and objective.get("loss") in ("huber", "focal"):
-        unit = str(objective["loss"])
+    loss = objective.get("loss") if isinstance(objective, Mapping) else None
+    unit = loss_unit(report.task, str(loss))
     figures = {
         "overview": plots_labels.plot_against_baselines(report),
         "training": plots.plot_training(record.training, unit=unit),
