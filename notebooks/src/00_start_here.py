@@ -24,7 +24,7 @@
 #
 # | Machine | Minutes | Memory | Measured on |
 # |---|---|---|---|
-# | 2 CPU cores, no GPU | 5 | 2.8 GB | 2026-11-22 |
+# | 2 CPU cores, no GPU | 5 (9.2 in this copy, which shared its cores) | 2.8 GB | 2026-11-22 |
 # | Colab T4 | not run yet | not run yet | |
 # | NVIDIA A100 | not run yet | not run yet | |
 # | Apple laptop | not run yet | not run yet | |
