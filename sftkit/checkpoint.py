@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sftkit.errors import CheckpointError
+from sftkit.errors import CheckpointError, near_names
 
 if TYPE_CHECKING:
     import torch
@@ -157,7 +157,7 @@ def newest_checkpoint(
         folder: The run's folder of checkpoints.
         fingerprints: What the next step depends on now.
         allow_changes: Names of fingerprints that may differ.
-        note: Told of every damaged checkpoint that was passed over.
+        note: Told of every damaged checkpoint that was passed over, and every allowed change.
 
     Returns:
         The checkpoint; None if there is none at all.
@@ -174,7 +174,8 @@ def newest_checkpoint(
             damaged.append(str(error))
             note(f"{error} Going back to the checkpoint before it.")
             continue
-        refuse_changes(written, fingerprints, allow_changes)
+        for change in refuse_changes(written, fingerprints, allow_changes):
+            note(f"Going on although {change}.")
         return checkpoint
     if damaged:
         raise CheckpointError(
@@ -186,22 +187,31 @@ def newest_checkpoint(
 
 def refuse_changes(
     written: Mapping[str, str], now: Mapping[str, str], allow_changes: Collection[str] = ()
-) -> None:
+) -> list[str]:
     """Refuse to go on with another recipe, other data, another base or other libraries.
 
+    Returns:
+        The differences that were allowed, with both values.
+
     Raises:
-        CheckpointError: Every difference that was not allowed, with both values.
+        CheckpointError: Every difference that was not allowed, with both values; or a name in
+            allow_changes that nothing has.
     """
-    changed = [
-        f"{name} was {written.get(name, 'not there')} and is {now.get(name, 'not there')}"
-        for name in sorted({*written, *now})
-        if written.get(name) != now.get(name) and name not in allow_changes
-    ]
-    if changed:
+    names = {*written, *now}
+    if unknown := sorted({*allow_changes} - names):
+        near = near_names(unknown[0], names)
+        raise CheckpointError(f"allow_changes: nothing a run depends on is {unknown[0]!r}.{near}")
+    changed = {
+        name: f"{name} was {written.get(name, 'not there')} and is {now.get(name, 'not there')}"
+        for name in sorted(names)
+        if written.get(name) != now.get(name)
+    }
+    if refused := [words for name, words in changed.items() if name not in allow_changes]:
         raise CheckpointError(
-            f"This is not the run that was begun: {'; '.join(changed)}. Put it back, start in "
+            f"This is not the run that was begun: {'; '.join(refused)}. Put it back, start in "
             "another folder, or name what may differ in allow_changes."
         )
+    return list(changed.values())
 
 
 def _by_step(folder: Path) -> list[tuple[int, Path]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -61,19 +62,47 @@ def run(
             "--resume", help="Go on from the newest checkpoint in --out, if there is one."
         ),
     ] = False,
+    allow_changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --resume: what may differ, by the name the refusal gave. May be repeated."
+        ),
+    ] = None,
     probe: Annotated[
         bool, typer.Option("--probe", help="With --dry-run: time 5 steps, predict minutes.")
     ] = False,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes on all machines together.")
+    ] = None,
+    machines: Annotated[int, typer.Option(min=1, help="Machines; start it on each.")] = 1,
+    machine_rank: Annotated[int, typer.Option(help="Number of this machine, from 0.")] = 0,
+    main_address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Of the first machine.")
+    ] = None,
+    strategy: Annotated[
+        Literal["ddp", "fsdp", "deepspeed-zero2", "deepspeed-zero3"],
+        typer.Option(help="What is divided among processes; all but ddp with --dry-run only."),
+    ] = "ddp",
 ) -> None:
     """Fine-tune as a recipe says, test the result, write adapter, record and report."""
+    group = {
+        "processes": processes or machines,
+        "machines": machines,
+        "machine_rank": machine_rank,
+        "main_address": main_address,
+        "strategy": strategy,
+    }
+    is_launch = processes is not None or group != {**_ALONE}
     if dry_run and out is not None:
         raise SettingsError("--dry-run writes nothing: leave --out away.")
     if dry_run:
         _look_ahead(recipe, change, output, probe=probe)
     elif probe:
         raise SettingsError("--probe only predicts minutes: add --dry-run.")
+    elif allow_changes and not resume:
+        raise SettingsError("--allow-changes is about going on with a run: add --resume.")
     else:
-        _run(recipe, out, change, output, resume=resume)
+        _run(recipe, out, change, output, resume=resume, allow_changes=allow_changes or [])
 
 
 @app.command()
@@ -187,7 +216,13 @@ def start() -> int:
 
 
 def _run(
-    recipe: str, out: Path | None, change: list[str] | None, output: str, *, resume: bool
+    recipe: str,
+    out: Path | None,
+    change: list[str] | None,
+    output: str,
+    *,
+    resume: bool,
+    allow_changes: Collection[str] = (),
 ) -> None:
     from sftkit.progress import make_watcher
     from sftkit.records import to_json
@@ -199,7 +234,9 @@ def _run(
     watcher = make_watcher("silent" if output == "json" else "auto")
     if resume and out is None:
         raise SettingsError("--resume needs --out, the folder of the run that was stopped.")
-    record = run_recipe(checked, folder, resume=resume, watcher=watcher)
+    record = run_recipe(
+        checked, folder, resume=resume, allow_changes=allow_changes, watcher=watcher
+    )
     if output == "json":
         typer.echo(to_json(record), nl=False)
         return
@@ -227,7 +264,8 @@ def _number(value: float | None) -> str:
 
 
 def _look_ahead(recipe: str, change: list[str] | None, output: str, *, probe: bool) -> None:
-    from sftkit.dryrun import dry_run_text, look_ahead
+    from sftkit.dryrun import look_ahead
+    from sftkit.dryrun_text import dry_run_text
     from sftkit.run import find_recipe
     from sftkit.settings import to_plain
 

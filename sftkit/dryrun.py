@@ -10,7 +10,7 @@ from typing import Any
 
 from sftkit import catalog
 from sftkit.errors import AdapterError, ModelError
-from sftkit.memory import COMPONENTS, MemoryEstimate, in_gigabytes
+from sftkit.memory import MemoryEstimate
 from sftkit.memory_formulas import Device
 from sftkit.memory_ladder import (
     PROBE_STEPS,
@@ -23,9 +23,7 @@ from sftkit.memory_ladder import (
 )
 from sftkit.settings import ModelSettings, Recipe
 
-CARDS = (16, 24, 40, 80)
-"""Sizes of usual GPUs in GB (1e9 bytes)."""
-_NAMES = {"cpu": "the CPU", "cuda": "a CUDA GPU", "mps": "an Apple GPU"}
+CARDS = (16, 24, 40, 80)  # sizes of usual GPUs in GB (1e9 bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,13 +120,17 @@ def look_ahead(
     """
     from sftkit.adapter_kinds import check_kind
     from sftkit.loading import check_loading, has_device, make_case
+    from sftkit.optim import refuse_optimizer
+    from sftkit.trackers import refuse_trackers
 
+    refuse_trackers(recipe.train)
     config = catalog.model_config(recipe.model)
     task_type = _task_type(recipe.data.task)
     check_kind(recipe.adapter, quantization=recipe.model.quantization, task_type=task_type)
     devices = _devices(recipe)
     if has_device(recipe.model):
         check_loading(make_case(recipe.model, config, *devices[0]))
+        refuse_optimizer(recipe.train.optimizer, devices[0][0])
     missing = _missing(recipe)
     known = None if missing else _read(recipe, note)
     plans, memory_note = _plans(recipe, config, known, devices)
@@ -356,65 +358,3 @@ def _probe(recipe: Recipe, known: _Known) -> Probe:
         minutes=predict_minutes(record.steps, _data_plan(recipe, known).run_tokens),
         peak_bytes=peak_memory_bytes(),
     )
-
-
-# ---- in words ----
-
-
-def dry_run_text(found: DryRun) -> str:
-    """Write a dry run for reading."""
-    lines = [f"{found.name}: would fine-tune {found.model}. Nothing was trained.", ""]
-    data = found.data
-    if data is None:
-        lines.append(found.data_note)
-    else:
-        refused = f", {data.refused} refused" if data.refused else ""
-        lines.append(
-            f"{data.rows} examples{refused}, {data.tokens} tokens per epoch, the longest "
-            f"{data.longest}; {data.steps} steps, {data.run_tokens} tokens in all."
-        )
-    lines += ["", *_memory_lines(found)]
-    if found.probe is not None:
-        lines += [
-            "",
-            f"{found.probe.steps} real steps were timed: training takes about "
-            f"{found.probe.minutes:.1f} minutes here, evaluation not counted. Their peak was "
-            f"{in_gigabytes(found.probe.peak_bytes)}.",
-        ]
-    return "\n".join(lines)
-
-
-def _memory_lines(found: DryRun) -> list[str]:
-    estimates = found.estimates
-    if not estimates:
-        return [found.memory_note]
-    head = "".join(f"{_NAMES[one.device]:>14}" for one in estimates)
-    lines = [f"{'Peak memory of training':<24}{head}"]
-    for name, what in COMPONENTS.items():
-        cells = "".join(f"{in_gigabytes(one.components[name]):>14}" for one in estimates)
-        lines.append(f"  {name:<22}{cells}   {what}")
-    total = "".join(f"{in_gigabytes(one.total):>14}" for one in estimates)
-    lines.append(f"  {'total':<22}{total}")
-    lines += [
-        f"{_NAMES[one.device]}, {one.dtype}: {in_gigabytes(one.low)} to "
-        f"{in_gigabytes(one.high)} ({one.interval_source})"
-        + "".join(f"; assumed: {text}" for text in one.assumed)
-        for one in estimates
-    ]
-    lines.append("")
-    for one, fits in zip(estimates, found.fits, strict=True):
-        state = "fits" if fits.fits else "does not fit"
-        lines.append(
-            f"With {in_gigabytes(fits.budget)} on {_NAMES[one.device]} this plan {state}. Largest "
-            f"batch at this length: {fits.max_tokens_per_batch} tokens; longest row: "
-            f"{fits.max_tokens} tokens."
-        )
-    for one, rungs in zip(estimates, found.ladders, strict=True):
-        lines += ["", f"What would free memory on {_NAMES[one.device]}, most first:"]
-        lines += [
-            f"  {in_gigabytes(rung.freed):>9}  --set {rung.setting:<36} {rung.cost}"
-            for rung in rungs
-        ]
-        if not rungs:
-            lines.append("  nothing: the peak is that of loading the model")
-    return lines

@@ -47,36 +47,29 @@ class EncodedTable(Sequence[Encoded]):
         self._folder = _Folder(path.parent)
         self._dataset = Dataset.from_file(str(path))
         chunks = self._dataset.data.table.to_batches()
-        self._starts = np.cumsum([0, *(chunk.num_rows for chunk in chunks)])
-        self._chunks = [_Chunk.of(chunk) for chunk in chunks]
+        parts = [_Chunk.of(chunk) for chunk in chunks]
+        self._examples = JoinedExamples(*parts)
         empty = [np.zeros(0, np.int64)]
         self.lengths = np.concatenate(
-            [np.diff(chunk.offsets).astype(np.int64) for chunk in self._chunks] or empty
+            [np.diff(part.offsets).astype(np.int64) for part in parts] or empty
         )
-        self.rows = np.concatenate([chunk.rows for chunk in self._chunks] or empty)
+        self.rows = np.concatenate([part.rows for part in parts] or empty)
         self.supervised = supervised
         self.refused = tuple(refused)
         self.refused_rows = np.asarray(refused_rows, dtype=np.int64)
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self._examples)
 
     @overload
     def __getitem__(self, position: int) -> Encoded: ...
     @overload
     def __getitem__(self, position: slice) -> tuple[Encoded, ...]: ...
     def __getitem__(self, position: int | slice) -> Encoded | tuple[Encoded, ...]:
-        if isinstance(position, slice):
-            return tuple(self[each] for each in range(*position.indices(len(self))))
-        place = position + len(self) if position < 0 else position
-        if not 0 <= place < len(self):
-            raise IndexError(f"example {position} of {len(self)}")
-        number = int(np.searchsorted(self._starts, place, side="right")) - 1
-        return self._chunks[number].example(place - int(self._starts[number]))
+        return self._examples[position]
 
     def __iter__(self) -> Iterator[Encoded]:
-        for chunk in self._chunks:
-            yield from map(chunk.example, range(len(chunk.rows)))
+        return iter(self._examples)
 
     def __repr__(self) -> str:
         return f"EncodedTable({self.summary()}; {len(self.refused_rows)} rows refused)"
@@ -134,8 +127,8 @@ class _Folder:
 
 
 @dataclass(frozen=True)
-class _Chunk:
-    """One batch of the file, as arrays over it."""
+class _Chunk(Sequence[Encoded]):
+    """One batch of the file, as arrays over it; whole positions only."""
 
     offsets: NDArray[np.int32]
     ids: NDArray[np.int32]
@@ -154,7 +147,12 @@ class _Chunk:
             batch.column("group"),
         )
 
-    def example(self, position: int) -> Encoded:
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, position: int) -> Encoded:  # type: ignore[override]
+        if position >= len(self):
+            raise IndexError(position)
         part = slice(self.offsets[position], self.offsets[position + 1])
         return Encoded(
             input_ids=tuple(self.ids[part].tolist()),

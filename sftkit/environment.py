@@ -9,6 +9,7 @@ import platform
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from sftkit.processes import process_count
 from sftkit.recipe import recipe_to_dict
 from sftkit.records import DataFacts, Environment
 from sftkit.settings import Recipe
@@ -41,7 +42,7 @@ def describe_environment(
         dtype=choice.name,
         quantization=recipe.model.quantization,
         seed=recipe.train.seed,
-        processes=1,
+        processes=process_count(),
         base=f"{source.name}: {source.title}" if source.title else source.name,
         base_fingerprint=source.fingerprint,
         dtype_reason=choice.reason,
@@ -64,13 +65,12 @@ def run_fingerprints(
         f"{section}.{name}": json.dumps(value)
         for section in ("model", "data", "adapter", "objective", "train")
         for name, value in plain[section].items()
-        if f"{section}.{name}" not in ("train.save_every", "train.keep_last")
+        if f"{section}.{name}" not in ("train.save_every", "train.keep_last", "train.trackers")
     }
     prints |= {
         "the rows": data.fingerprint,
         "the base model": environment.base_fingerprint,
         "the type of compute": environment.dtype,
-        "the processes": str(environment.processes),
     }
     if tokenizer is not None:
         words = json.dumps(sorted(tokenizer.get_vocab().items()))

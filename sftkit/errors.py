@@ -9,7 +9,9 @@ SftkitError
 ├── AdapterError    an adapter that does not fit the model
 ├── TrainError      a run that cannot start, or had to stop
 │   ├── CheckpointError  a checkpoint that cannot be written, read or gone on from
-│   └── StoppedError     a run that was asked to stop, and did so with everything saved
+│   ├── MemoryRanOutError  a step that does not fit, however it is cut
+│   ├── ProcessError     another process of the run that was lost
+│   └── StoppedError     a run that was asked to stop, and did
 └── RecordError     a run folder that cannot be read
 """
 
@@ -68,7 +70,15 @@ class CheckpointError(TrainError):
 
 
 class StoppedError(TrainError):
-    """A run that was asked to stop, and did so with everything saved."""
+    """A run that was asked to stop, and did; the message says whether it is saved."""
+
+
+class MemoryRanOutError(TrainError):
+    """A step that does not fit into memory, however it is cut."""
+
+
+class ProcessError(TrainError):
+    """Another process of the same run was lost."""
 
 
 class RecordError(SftkitError):

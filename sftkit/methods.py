@@ -144,6 +144,7 @@ def _try_one(
             objective=chat_loss,
             rate_scales=rate_scales(settings),
         )
+        extra_bytes = extra()  # before scoring takes its share
     after = score_examples(model, heldout)
     off_change = None
     if kind_of(model).peft_type is not None:
@@ -163,7 +164,7 @@ def _try_one(
         ),
         train_s=record.seconds,
         attach_s=attach_s,
-        extra_bytes=extra(),
+        extra_bytes=extra_bytes,
         fresh_change=fresh_change,
         off_change=off_change,
     )

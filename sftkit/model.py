@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from sftkit.catalog import ModelSource, fetch_model
 from sftkit.catalog_hub import read_config
 from sftkit.errors import FetchError, ModelError
 from sftkit.loading import Case, check_loading, dropout_fields, quantized_as
+from sftkit.processes import local_index
 from sftkit.settings import ModelSettings
 from sftkit.weights import lean_folder, release_files
 
@@ -51,6 +53,8 @@ class DtypeChoice:
 def pick_device(settings: ModelSettings) -> torch.device:
     """Choose where the model lives: what was asked for, else CUDA, else MPS, else the CPU.
 
+    Of several processes on one machine each takes the GPU of its own number.
+
     Raises:
         ModelError: The device asked for is not there.
     """
@@ -60,14 +64,21 @@ def pick_device(settings: ModelSettings) -> torch.device:
         "cpu": True,
     }
     if settings.device == "auto":
-        return torch.device(next(name for name, present in there.items() if present))
+        return _own_device(next(name for name, present in there.items() if present))
     if not there[settings.device]:
         have = ", ".join(name for name, present in there.items() if present)
         raise ModelError(
             f"model.device={settings.device} was asked for, but torch {torch.__version__} sees "
             f"only {have} here. Use device: auto."
         )
-    return torch.device(settings.device)
+    return _own_device(settings.device)
+
+
+def _own_device(name: str) -> torch.device:
+    """Give this process's own GPU; the other kinds of device have no number."""
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        return torch.device(name, local_index())
+    return torch.device(name)
 
 
 def pick_dtype(settings: ModelSettings) -> DtypeChoice:

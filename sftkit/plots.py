@@ -7,10 +7,12 @@ in words, from the same numbers.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from sftkit.metrics import step_speeds
 from sftkit.panels import (
     BASE,
     INK,
@@ -36,7 +38,7 @@ from sftkit.panels import (
     styled,
     to_png,
 )
-from sftkit.records import Forgot, Learned, Preflight, RunRecord, TrainRecord
+from sftkit.records import Forgot, Learned, Preflight, RunRecord, Step, TrainRecord
 from sftkit.settings import EvaluateSettings
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ __all__ = [
 def plot_training(
     training: TrainRecord, *, total_steps: int | None = None, unit: str = "nats per token"
 ) -> Figure:
-    """Draw training loss, held-out loss and learning rate over the steps.
+    """Draw training over its steps: losses above; learning rate, speed and memory below.
 
     Args:
         training: What training did, so far or in the end.
@@ -68,47 +70,78 @@ def plot_training(
         unit: What the loss is counted in.
     """
     with styled():
-        figure = new_figure()
-        loss_axes, rate_axes = figure.subplots(
-            2, 1, sharex=True, gridspec_kw={"height_ratios": [5, 1]}
-        )
         steps = training.steps
+        numbers = [s.step for s in steps]
         held = [(0, training.heldout_start)] + [(s.step, s.heldout_loss) for s in steps]
         held_points = [(step, loss) for step, loss in held if loss is not None]
-        numbers = [s.step for s in steps]
-        losses = [s.loss for s in steps]
-        loss_axes.plot(numbers, losses, ".", color=TUNED, alpha=0.28, markersize=5)
-        loss_axes.plot(numbers, smooth(losses), color=TUNED, linewidth=2)
-        loss_axes.plot(
-            *zip(*held_points, strict=True) if held_points else ([], []),
-            "D-",
-            color=INK,
-            linewidth=1.2,
-            markersize=6,
-            markerfacecolor="white",
-            markeredgewidth=1.6,
-            clip_on=False,
-        )
-        _label_training(loss_axes, held_points, losses)
-        loss_axes.set_ylim(bottom=0)
-        loss_axes.grid(axis="y")
-        loss_axes.set_ylabel(f"Loss, {unit}")
-        rate_axes.fill_between(numbers, [s.learning_rate for s in steps], color=BASE, alpha=0.45)
-        top = max((s.learning_rate for s in steps), default=0.0)
-        rate_axes.set_ylim(0, top * 1.15 or 1)
-        rate_axes.set_yticks([top] if top else [], [f"{top:.2g}"] if top else [])
-        rate_axes.set_ylabel("Rate", rotation=0, ha="right", va="center")
-        rate_axes.set_xlabel("Optimizer step (lower strip: learning rate)")
         planned = max(len(steps), total_steps or 0, 1)
+        small = _small_panels(steps)
+        figure = new_figure(height=SIZE[1] + 0.5)
+        grid = figure.add_gridspec(2, len(small), height_ratios=[2.7, 1])
+        loss_axes = figure.add_subplot(grid[0, :])
+        _draw_losses(loss_axes, numbers, [s.loss for s in steps], held_points)
+        loss_axes.set_ylabel(f"Loss, {unit}")
+        loss_axes.set_xlabel("Optimizer step")
         # Room on the right for the label of the last held-out point.
         loss_axes.set_xlim(-0.02 * planned, planned * 1.1)
-        rate_axes.locator_params(axis="x", integer=True)
+        for place, (name, values, form) in enumerate(small):
+            axes = figure.add_subplot(grid[1, place])
+            axes.set_title(name, loc="left", fontsize=9.5, color=MUTED)
+            _draw_small(axes, numbers, values, form)
+            axes.set_xlim(-0.02 * planned, planned * 1.02)
+            axes.set_xticks([0, planned])
         title = _training_finding(training, held_points, unit)
         alt = (
-            f"{title} Training loss per optimizer step with a smoothed line, "
-            f"{len(held_points)} held-out measurements, and the learning rate below."
+            f"{title} Training loss per optimizer step with a smoothed line, {len(held_points)} "
+            f"held-out measurements; below: {'; '.join(name for name, _, _ in small)}."
         )
         return finish(figure, title, alt)
+
+
+def _draw_losses(
+    axes: Axes,
+    numbers: Sequence[int],
+    losses: Sequence[float],
+    held: Sequence[tuple[int, float]],
+) -> None:
+    axes.plot(numbers, losses, ".", color=TUNED, alpha=0.28, markersize=5)
+    axes.plot(numbers, smooth(losses), color=TUNED, linewidth=2)
+    axes.plot(
+        *zip(*held, strict=True) if held else ([], []),
+        "D-",
+        color=INK,
+        linewidth=1.2,
+        markersize=6,
+        markerfacecolor="white",
+        markeredgewidth=1.6,
+        clip_on=False,
+    )
+    _label_training(axes, held, losses)
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y")
+    axes.locator_params(axis="x", integer=True)
+
+
+def _small_panels(steps: Sequence[Step]) -> list[tuple[str, list[float], str]]:
+    """List what is drawn small: title with the number that counts, values, format of the axis."""
+    rates = [s.learning_rate for s in steps]
+    speeds = step_speeds(steps)
+    gigabytes = [s.memory_bytes / 1e9 for s in steps]
+    panels = [(f"Learning rate, peak {max(rates, default=0):.2g}", rates, ".2g")]
+    if any(speeds):
+        panels.append((f"Tokens/s, median {statistics.median(speeds):,.0f}", speeds, ",.0f"))
+    if any(gigabytes):
+        panels.append((f"Memory, at most {max(gigabytes):.1f} GB", gigabytes, ".1f"))
+    return panels
+
+
+def _draw_small(axes: Axes, numbers: Sequence[int], values: Sequence[float], form: str) -> None:
+    """Draw one small panel from zero, so that what looks flat is flat."""
+    axes.fill_between(numbers, values, color=BASE, alpha=0.25, linewidth=0)
+    axes.plot(numbers, values, "." if len(values) == 1 else "-", color=BASE, linewidth=1.2)
+    top = max(values, default=0.0)
+    axes.set_ylim(0, top * 1.15 or 1)
+    axes.set_yticks([0, top] if top else [], ["0", format(top, form)] if top else [])
 
 
 def plot_learned(learned: Learned) -> Figure:
@@ -229,7 +262,8 @@ def _training_finding(training: TrainRecord, held: Sequence[tuple[int, float]], 
     if len(values) < 2:
         name, values = "Training loss", [step.loss for step in steps]
     if len(values) < 2:
-        return f"{len(steps)} optimizer steps so far: no curve yet."
+        plural = "" if len(steps) == 1 else "s"
+        return f"{len(steps)} optimizer step{plural} so far: no curve yet."
     start, end = f"{values[0]:.2f}", f"{values[-1]:.2f}"
     count = f"{len(steps)} step{'s' if len(steps) != 1 else ''}"
     if start == end:

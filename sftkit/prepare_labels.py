@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +87,8 @@ def prepare_labels(
     def encode(rows: Iterable[Mapping[str, Any]]) -> LabelledSet:
         if tokenizer is None:
             return encode_images(rows, targets, form or ImageForm(size=224))
+        if settings.pair_at is not None:
+            rows = cut_pairs(rows, settings.pair_at)
         return encode_labelled(rows, tokenizer, targets, max_tokens=settings.max_tokens)
 
     balanced = balance.balance_rows(splits.train, settings)
@@ -119,6 +121,31 @@ def prepare_labels(
         findings=findings,
         facts=data_facts(settings, dataset, splits, findings),
     )
+
+
+def cut_pairs(rows: Iterable[Mapping[str, Any]], at: str) -> Iterator[dict[str, Any]]:
+    """Cut each row's text into a pair at the first place where these words stand.
+
+    Args:
+        rows: Rows with text.
+        at: The words between the two texts; they belong to neither.
+
+    Yields:
+        The rows, with the first text as `text` and the second as `text_pair`.
+
+    Raises:
+        DataError: The words do not stand in a text, or nothing stands before or after them.
+    """
+    for number, row in enumerate(rows):
+        text = row.get("text")
+        first, _, second = text.partition(at) if isinstance(text, str) else ("", "", "")
+        if isinstance(text, str) and text.strip() and not (first.strip() and second.strip()):
+            place = row.get("place") or f"row {number}"
+            raise DataError(
+                f"{place}: data.pair_at={at!r} does not cut the text into two: {text[:80]!r}. "
+                "Every text needs these words, with something before and after them."
+            )
+        yield {**row, "text": first, SECOND_TEXT: second}
 
 
 def refuse_chat_settings(recipe: Recipe) -> None:

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO
 
 from sftkit.errors import SettingsError
+from sftkit.held_memory import memory_bytes, peak_memory_bytes
 from sftkit.records import Step, TrainRecord
+
+__all__ = [
+    "Kind",
+    "NotebookWatcher",
+    "Pace",
+    "PlainWatcher",
+    "SilentWatcher",
+    "TerminalWatcher",
+    "Watcher",
+    "in_notebook",
+    "in_words",
+    "make_watcher",
+    "memory_bytes",
+    "peak_memory_bytes",
+]
 
 Kind = Literal["auto", "terminal", "notebook", "plain", "silent"]
 PLAIN_LINES = 12
@@ -48,7 +64,9 @@ def make_watcher(
         SettingsError: There is no such kind.
     """
     if kind == "auto":
-        kind = "notebook" if in_notebook() else "terminal" if sys.stdout.isatty() else "plain"
+        # A dumb terminal (an editor's, some CI's) cannot redraw a line.
+        redraws = sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+        kind = "notebook" if in_notebook() else "terminal" if redraws else "plain"
     makers: dict[str, Callable[[], Watcher]] = {
         "terminal": TerminalWatcher,
         "notebook": lambda: NotebookWatcher(heldout_start=heldout_start, unit=unit),
@@ -123,7 +141,8 @@ class TerminalWatcher:
 
     def note(self, text: str) -> None:
         """Print one line above the bar."""
-        self._console.print(text, markup=False)
+        # Not wrapped: a command in it is there to be copied.
+        self._console.print(text, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Stop the bar and leave it standing."""
@@ -147,7 +166,11 @@ class TerminalWatcher:
 
 
 class NotebookWatcher:
-    """A live loss curve in a notebook, which stays as the cell's output."""
+    """Live curves in a notebook: losses, learning rate, speed, memory.
+
+    One figure and one line are replaced as the run goes on, and stay as the cell's output; under
+    papermill and nbclient too.
+    """
 
     def __init__(
         self,
@@ -241,7 +264,7 @@ class Pace:
             f"held-out {self._heldout:.3f}" if self._heldout is not None else "",
             f"{speed:,.0f} tokens/s",
             f"{in_words(left)} left" if left and step.step < total_steps else "",
-            f"{memory_bytes() / 1e9:.1f} GB",
+            f"{step.memory_bytes / 1e9:.1f} GB" if step.memory_bytes else "",
         ]
         return " · ".join(part for part in parts if part)
 
@@ -262,31 +285,6 @@ def in_notebook() -> bool:
     shell = ipython.get_ipython() if ipython else None
     # A kernel's shell has a `kernel`; IPython in a terminal has none.
     return getattr(shell, "kernel", None) is not None
-
-
-def memory_bytes() -> int:
-    """Memory this process holds now: its resident set."""
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)
-
-
-def peak_memory_bytes() -> int:
-    """Most memory this process has held so far: the peak of its resident set."""
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux, where ru_maxrss begins with the parent's peak after a fork
-        lines = status.read_text(encoding="ascii", errors="replace").splitlines()
-        for line in lines:
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    try:
-        import resource
-    except ImportError:  # Windows
-        import psutil
-
-        return int(getattr(psutil.Process().memory_info(), "peak_wset", memory_bytes()))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)  # macOS counts bytes, Linux KiB
 
 
 def _so_far(steps: list[Step], heldout_start: float | None) -> TrainRecord:

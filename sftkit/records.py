@@ -319,6 +319,7 @@ class Step:
         seconds: Training seconds so far, held-out evaluations excluded.
         heldout_loss: Validation loss measured after this step, or None.
         metrics: What else was measured on validation examples after this step, by name.
+        memory_bytes: Memory the first process held as the step ended (`held_memory.held_bytes`).
     """
 
     step: int
@@ -329,6 +330,7 @@ class Step:
     seconds: float
     heldout_loss: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    memory_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,6 +346,7 @@ class TrainRecord:
         seconds: Training seconds, held-out evaluations excluded.
         trainable_parameters: Parameters that were trained.
         total_parameters: All parameters, the adapter's included.
+        events: What happened on the way, in words: memory ran out, the loss jumped, a resume.
     """
 
     steps: tuple[Step, ...]
@@ -354,6 +357,7 @@ class TrainRecord:
     seconds: float
     trainable_parameters: int
     total_parameters: int
+    events: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -588,12 +592,16 @@ def _restore_record(hint: Any, raw: Any, path: str) -> Any:
     if not isinstance(raw, dict):
         raise RecordError(f"{path} must be a mapping, got {raw!r}.")
     hints = typing.get_type_hints(hint)
-    names = {f.name for f in dataclasses.fields(hint)}
-    missing = sorted(names - set(raw))
+    fields = dataclasses.fields(hint)
+    names = {f.name for f in fields}
+    # A field that was added later has a default, and records written before it can be read.
+    absent = dataclasses.MISSING
+    needed = {f.name for f in fields if f.default is absent and f.default_factory is absent}
+    missing = sorted(needed - set(raw))
     extra = sorted(set(raw) - names)
     if missing or extra:
         raise RecordError(
             f"{path}: missing {missing or 'nothing'}, unknown {extra or 'nothing'}. "
             "The run was written by another version of sftkit; run it again."
         )
-    return hint(**{name: _restore(hints[name], raw[name], f"{path}.{name}") for name in names})
+    return hint(**{name: _restore(hints[name], raw[name], f"{path}.{name}") for name in raw})

@@ -58,7 +58,7 @@ def noisy_embeddings(model: Any, alpha: float) -> Iterator[None]:
 
 
 def trained_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
-    """Name what is trained, without what Accelerate puts in front of names for many processes."""
+    """Name what is trained, without what Accelerate may put in front of names."""
     return {
         name.removeprefix("module."): parameter
         for name, parameter in model.named_parameters()

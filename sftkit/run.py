@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
-import json
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,68 +13,43 @@ from sftkit.environment import describe_environment, run_fingerprints
 from sftkit.errors import SettingsError
 from sftkit.evidence.exam import make_exam, score_base
 from sftkit.evidence.learning import heldout_examples
+from sftkit.meeting import found_by_first, meet
+from sftkit.metrics import write_metrics
 from sftkit.prepare import PreparedData, prepare_data
-from sftkit.recipe import load_recipe, recipe_from_dict, recipe_to_dict, yaml_text
+from sftkit.processes import is_main, process_count
+from sftkit.recipe import load_recipe
 from sftkit.records import (
     Answer,
-    Cost,
     Encoded,
-    Environment,
     Example,
     Finding,
     Preflight,
     RunRecord,
     Step,
     TrainRecord,
-    to_json,
 )
-from sftkit.settings import Recipe, loss_unit, to_plain
+from sftkit.run_folder import Stopwatch, make_record, write_run
+from sftkit.settings import ModelSettings, Recipe, loss_unit
+from sftkit.trackers import refuse_trackers, track_steps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from sftkit.evidence.exam import Outcome
     from sftkit.model import DtypeChoice
     from sftkit.objectives import Objective
-    from sftkit.prepare_labels import PreparedLabels
     from sftkit.progress import Watcher
 
 HELDOUT_CURVE_ITEMS = 32
 """Validation examples measured at each point of the learning curve."""
 
 
-@dataclass
-class Stopwatch:
-    """Seconds per stage of one run."""
-
-    started: float = field(default_factory=time.perf_counter)
-    cpu_started: float = field(default_factory=time.process_time)
-    stages: dict[str, float] = field(default_factory=dict)
-
-    def done(self, stage: str) -> None:
-        """Book the time since the last stage."""
-        self.stages[stage] = self.total - sum(self.stages.values())
-
-    @contextlib.contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Book the time inside; what passed since the last stage, such as reading, is left out."""
-        self.started += self.total - sum(self.stages.values())
-        yield
-        self.done(stage)
-
-    @property
-    def total(self) -> float:
-        """Seconds since the start, wall clock."""
-        return time.perf_counter() - self.started
-
-    @property
-    def cpu(self) -> float:
-        """CPU seconds of this process since the start, all threads together."""
-        return time.process_time() - self.cpu_started
-
-
 def run(
-    recipe: Recipe, out: str | Path, *, resume: bool = False, watcher: Watcher | None = None
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    allow_changes: Collection[str] = (),
+    watcher: Watcher | None = None,
 ) -> RunRecord:
     """Fine-tune as a recipe says, test the result, and write the run's folder.
 
@@ -85,6 +57,7 @@ def run(
         recipe: What to do.
         out: Folder for adapter, record, report and plots; made if missing.
         resume: Go on from the newest whole checkpoint in `out`, if there is one.
+        allow_changes: What may differ from when the run began, by the names a refusal gives.
         watcher: Is told notes and steps; None chooses one for the place it runs in.
 
     Returns:
@@ -95,26 +68,72 @@ def run(
     """
     from sftkit.progress import make_watcher
 
+    if not is_main():
+        raise SettingsError(
+            "This process is not the first of its run. Start several with sftkit.launch or "
+            "`sftkit run RECIPE --processes N`."
+        )
+    refuse_trackers(recipe.train)
     folder = _own_folder(out)
     unit = loss_unit(recipe.data.task, recipe.objective.loss)
     with contextlib.closing(watcher or make_watcher(unit=unit)) as watching:
-        answers: Sequence[Any]
-        if recipe.data.task == "chat":
-            record, answers = _carry_out(recipe, folder, watching, resume=resume)
-        else:
-            from sftkit.run_labels import carry_out_labels
-
-            record, answers = carry_out_labels(recipe, folder, watching, resume=resume)
+        done = _stages(recipe)(recipe, folder, watching, resume=resume, allow_changes=allow_changes)
+        assert done is not None  # noqa: S101  (the first process measures)
+        record, answers = done
         write_run(record, answers, folder)
         watching.note(f"report: {folder / 'report.html'}")
     return record
 
 
+def take_part(
+    recipe: Recipe, out: str | Path, *, resume: bool = False, allow_changes: Collection[str] = ()
+) -> None:
+    """Do what a process that is not the first does of a run: prepare, load and train.
+
+    It measures, shows and writes nothing; the arguments are those of `run`.
+
+    Raises:
+        SftkitError: As `run`; or the processes would not train the same.
+    """
+    from sftkit.progress import SilentWatcher
+
+    options = {"resume": resume, "allow_changes": allow_changes}
+    _stages(recipe)(recipe, Path(out), SilentWatcher(), **options)
+
+
+def _stages(recipe: Recipe) -> Callable[..., tuple[RunRecord, Sequence[Any]] | None]:
+    """Give the function that goes through all stages of the recipe's task."""
+    if recipe.data.task == "chat":
+        return _carry_out
+    from sftkit.run_labels import carry_out_labels
+
+    return carry_out_labels
+
+
+def agree_on_dtype(settings: ModelSettings) -> DtypeChoice:
+    """Pick the type of compute; of several processes the first one's timing decides for all."""
+    from sftkit.model import pick_dtype
+
+    picked: list[DtypeChoice] = []
+
+    def pick() -> str:
+        picked.append(pick_dtype(settings))
+        return picked[0].name
+
+    name = found_by_first("dtype", pick)
+    return picked[0] if picked else pick_dtype(dataclasses.replace(settings, dtype=name))  # type: ignore[arg-type]
+
+
 def _carry_out(
-    recipe: Recipe, folder: Path, watcher: Watcher, *, resume: bool
-) -> tuple[RunRecord, tuple[Answer, ...]]:
-    """Go through all stages in order."""
-    from sftkit import adapter, adapter_kinds, loading, model, objectives, train
+    recipe: Recipe,
+    folder: Path,
+    watcher: Watcher,
+    *,
+    resume: bool,
+    allow_changes: Collection[str],
+) -> tuple[RunRecord, tuple[Answer, ...]] | None:
+    """Go through all stages in order; a process that is not the first ends after training."""
+    from sftkit import adapter, adapter_kinds, loading, model, objectives, optim, train
 
     settings, note, clock = recipe.evaluate, watcher.note, Stopwatch()
     kind = adapter_kinds.check_kind(recipe.adapter, quantization=recipe.model.quantization)
@@ -124,8 +143,10 @@ def _carry_out(
             f"{adapter_kinds.why_not_scalable(kind)}"
         )
     source = catalog.fetch_model(recipe.model, progress=note)
-    choice = model.pick_dtype(adapter_kinds.model_for(kind, recipe.model))
-    loading.check_model(recipe.model, model.pick_device(recipe.model), choice.dtype)
+    choice = agree_on_dtype(adapter_kinds.model_for(kind, recipe.model))
+    device = model.pick_device(recipe.model)
+    optim.refuse_optimizer(recipe.train.optimizer, device.type)
+    loading.check_model(recipe.model, device, choice.dtype)
     tokenizer = model.load_tokenizer(recipe.model, source=source)
     probes = {
         name: catalog.probe_items(name, settings.items_per_probe, progress=note)
@@ -137,9 +158,10 @@ def _carry_out(
     base = model.load_model(recipe.model, dtype=choice.dtype, source=source)
     model.check_trainable(base)
     environment = describe_environment(recipe, base, source, choice)
-    exam = make_exam(data.splits, probes, tokenizer, settings, data=recipe.data, note=note)
-    before = None
-    if not adapter_kinds.off_equals_base(recipe.adapter):
+    exam = before = None
+    if is_main():
+        exam = make_exam(data.splits, probes, tokenizer, settings, data=recipe.data, note=note)
+    if exam and not adapter_kinds.off_equals_base(recipe.adapter):
         # With this method the base does not come back, so it is measured while it is there.
         note("measuring the base model")
         before = score_base(base, exam, environment)
@@ -150,7 +172,7 @@ def _carry_out(
     train.refuse_if_nothing_to_learn(tuned, data.train)
     clock.done("model")
 
-    if before is None:
+    if exam and before is None:
         note("measuring the base model")
         with adapter.adapter_off(tuned):
             before = score_base(tuned, exam, environment)
@@ -166,9 +188,12 @@ def _carry_out(
         measure=make_measure(tuned, data.validation),
         fingerprints=run_fingerprints(recipe, environment, data.facts, tokenizer),
         resume=resume,
+        allow_changes=allow_changes,
         base_fingerprint=source.fingerprint,
     )
     clock.done("training")
+    if exam is None or before is None:
+        return None
 
     note("measuring the tuned model")
     with adapter.adapter_scaled(tuned, settings.adapter_scale):
@@ -199,10 +224,13 @@ def train_adapter(
     measure: Callable[[], Mapping[str, float]] | None,
     fingerprints: Mapping[str, str],
     resume: bool,
+    allow_changes: Collection[str] = (),
     base_fingerprint: str,
     **options: Any,
 ) -> TrainRecord:
-    """Train, write metrics.jsonl on the way, and save the adapter.
+    """Train, write metrics.jsonl and tell trackers on the way, and save the adapter.
+
+    A process that is not the first trains, and writes nothing.
 
     Args:
         recipe: Its training and adapter settings.
@@ -214,17 +242,28 @@ def train_adapter(
         measure: Measures validation examples.
         fingerprints: What a checkpoint has to agree with, from `run_fingerprints`.
         resume: Whether to go on from the newest checkpoint.
+        allow_changes: Fingerprints that may differ from those of the checkpoint.
         base_fingerprint: The base's, which is saved beside the adapter.
         options: Passed on to `train.train`, such as collate.
     """
     from sftkit import adapter, adapter_files, optim, train
+    from sftkit.forward import unwrapped
     from sftkit.train_state import Keeping
 
-    with (folder / "metrics.jsonl").open("w", encoding="utf-8") as metrics:
+    meet(fingerprints, device=unwrapped(tuned).device.type)
+    processes = f" --processes {process_count()}" if process_count() > 1 else ""
+    with (
+        write_metrics(folder / "metrics.jsonl", note=watcher.note) as write,
+        (
+            track_steps(recipe, folder, note=watcher.note)
+            if is_main()
+            else contextlib.nullcontext(lambda step: None)
+        ) as track,
+    ):
 
         def on_step(step: Step, total: int) -> None:
-            metrics.write(json.dumps(to_plain(step)) + "\n")
-            metrics.flush()
+            write(step)
+            track(step)
             watcher.on_step(step, total)
 
         training = train.train(
@@ -238,14 +277,16 @@ def train_adapter(
                 folder=folder / "checkpoints",
                 fingerprints=fingerprints,
                 resume=resume,
-                how_to_resume=f"Go on with: sftkit run RECIPE --out {folder} --resume",
+                allow_changes=allow_changes,
+                how_to_resume=f"Go on with: sftkit run RECIPE --out {folder} --resume{processes}",
                 note=watcher.note,
             ),
             on_step=on_step,
             **options,
         )
-    adapter.weaken_adapter(tuned, recipe.adapter.strength)
-    adapter_files.save_adapter(tuned, folder / "adapter", base_fingerprint=base_fingerprint)
+    if is_main():
+        adapter.weaken_adapter(tuned, recipe.adapter.strength)
+        adapter_files.save_adapter(tuned, folder / "adapter", base_fingerprint=base_fingerprint)
     return training
 
 
@@ -268,70 +309,6 @@ def make_measure(
     if not curve:
         return None
     return lambda: {"heldout_loss": mean_loss(score_examples(model, curve))}
-
-
-def make_record(
-    recipe: Recipe,
-    data: PreparedData | PreparedLabels,
-    outcome: Outcome,
-    *,
-    preflight: Preflight,
-    training: TrainRecord,
-    environment: Environment,
-    choice: DtypeChoice,
-    clock: Stopwatch,
-) -> RunRecord:
-    """Write down everything a run measured; the time ends here."""
-    from sftkit.progress import peak_memory_bytes
-
-    return RunRecord(
-        name=recipe.name,
-        date=datetime.date.today().isoformat(),
-        recipe=recipe_to_dict(recipe),
-        learned=outcome.learned,
-        forgot=outcome.forgot,
-        verdicts=outcome.verdicts,
-        answers=_for_reading(outcome.answers, recipe.evaluate.side_by_side),
-        preflight=preflight,
-        training=training,
-        cost=Cost(
-            train_s=training.seconds,
-            total_s=clock.total,
-            cpu_s=clock.cpu,
-            tokens=training.tokens,
-            tokens_per_s=training.tokens / training.seconds,
-            peak_bytes=peak_memory_bytes(),
-            matmul_gflops=choice.gflops,
-            stages_s=dict(clock.stages),
-        ),
-        environment=environment,
-        data=data.facts,
-    )
-
-
-def write_run(record: RunRecord, answers: Sequence[Any], folder: str | Path) -> None:
-    """Write a run's folder: record, recipe, all answers, report, model card and plots.
-
-    Secrets found in any text are blacked out first.
-
-    Args:
-        record: The run.
-        answers: All answers, as records; of a run on labels, all predictions.
-        folder: The run's folder.
-    """
-    from sftkit.report.html import write_report
-    from sftkit.report.redact import redact, redact_record
-
-    folder = Path(folder)
-    clean = redact_record(record)
-    (folder / "run.json").write_text(to_json(clean), encoding="utf-8")
-    recipe = yaml_text(recipe_from_dict(record.recipe))
-    (folder / "recipe.yaml").write_text(redact(recipe), encoding="utf-8")
-    # Redacted before it is JSON: a key that was cut off would take the quotes after it along.
-    lines = [json.dumps(to_plain(redact_record(one)), ensure_ascii=False) for one in answers]
-    name = "answers.jsonl" if record.learned.labels is None else "predictions.jsonl"
-    (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    write_report(clean, folder)
 
 
 def make_preflight(
@@ -405,16 +382,3 @@ def _tell_preflight(
     for refusal in preflight.refused[:3]:
         note(f"refused: {refusal.reason}")
     note(f"{parameters}; training for {preflight.steps} steps")
-
-
-def _for_reading(answers: Sequence[Answer], count: int) -> tuple[Answer, ...]:
-    """Take a fixed choice, not a flattering one: evenly spaced, a third of them control."""
-    test = [answer for answer in answers if answer.split == "test"]
-    control = [answer for answer in answers if answer.split == "control"]
-    of_control = min(len(control), count // 3)
-    return (*_evenly(test, count - of_control), *_evenly(control, of_control))
-
-
-def _evenly(answers: Sequence[Answer], count: int) -> list[Answer]:
-    count = min(count, len(answers))
-    return [answers[place * len(answers) // count] for place in range(count)]

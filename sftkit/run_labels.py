@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,10 @@ from sftkit.evidence import baselines
 from sftkit.evidence.exam import Outcome
 from sftkit.evidence.labels import evaluate_labels, judge_labels
 from sftkit.prepare_labels import PreparedLabels, prepare_labels, refuse_chat_settings, texts_of
+from sftkit.processes import is_main
 from sftkit.records import Forgot, Learned, Preflight, RunRecord, Verdict, Verdicts
-from sftkit.run import Stopwatch, make_record, train_adapter
+from sftkit.run import agree_on_dtype, train_adapter
+from sftkit.run_folder import Stopwatch, make_record
 from sftkit.settings import Recipe, to_plain
 
 if TYPE_CHECKING:
@@ -60,10 +62,15 @@ class Prediction:
 
 
 def carry_out_labels(
-    recipe: Recipe, folder: Path, watcher: Watcher, *, resume: bool = False
-) -> tuple[RunRecord, tuple[Prediction, ...]]:
-    """Go through all stages in order; see `run.run`."""
-    from sftkit import adapter, adapter_kinds, heads, loading, model, objectives, train
+    recipe: Recipe,
+    folder: Path,
+    watcher: Watcher,
+    *,
+    resume: bool = False,
+    allow_changes: Collection[str] = (),
+) -> tuple[RunRecord, tuple[Prediction, ...]] | None:
+    """Go through all stages in order; see `run.run` and, for other processes, `run.take_part`."""
+    from sftkit import adapter, adapter_kinds, heads, loading, model, objectives, optim, train
     from sftkit.evidence.label_scores import make_label_measure, score_labels, true_values
     from sftkit.labelled import collate_images, collate_texts
 
@@ -77,13 +84,15 @@ def carry_out_labels(
         recipe.adapter, quantization=recipe.model.quantization, task_type=task_type
     )
     source = catalog.fetch_model(recipe.model, progress=note)
-    choice = model.pick_dtype(adapter_kinds.model_for(kind, recipe.model))
-    loading.check_model(recipe.model, model.pick_device(recipe.model), choice.dtype)
+    choice = agree_on_dtype(adapter_kinds.model_for(kind, recipe.model))
+    device = model.pick_device(recipe.model)
+    optim.refuse_optimizer(recipe.train.optimizer, device.type)
+    loading.check_model(recipe.model, device, choice.dtype)
     tokenizer = None if is_image else model.load_tokenizer(recipe.model, source=source)
     form = heads.load_image_form(recipe.model, source=source) if is_image else None
     data = prepare_labels(recipe, tokenizer=tokenizer, form=form, note=note)
     clock.done("data")
-    others = make_baselines(recipe, data)
+    others = make_baselines(recipe, data) if is_main() else ()
     clock.done("baselines")
 
     base = heads.load_with_head(
@@ -124,10 +133,13 @@ def carry_out_labels(
         measure=make_label_measure(tuned, data.validation, data.targets, objective, task),
         fingerprints=run_fingerprints(recipe, environment, data.facts, tokenizer),
         resume=resume,
+        allow_changes=allow_changes,
         base_fingerprint=source.fingerprint,
         collate=collate_images if is_image else collate_texts,
     )
     clock.done("training")
+    if not is_main():
+        return None
 
     note("measuring the tuned model")
     true = true_values(data.test, data.targets)
@@ -324,12 +336,15 @@ def _write_targets(
     recipe: Recipe, data: PreparedLabels, form: ImageForm | None, folder: Path
 ) -> None:
     """Write what the outputs stand for, without which nobody could use the adapter."""
+    if not is_main():
+        return
     from sftkit.report.redact import redact_record
 
     said = {
         "task": recipe.data.task,
         **to_plain(data.targets),
         **({"image": to_plain(form)} if form is not None else {}),
+        **({"pair_at": recipe.data.pair_at} if recipe.data.pair_at else {}),
     }
     path = folder / "targets.json"
     text = json.dumps(redact_record(said), indent=1, ensure_ascii=False)

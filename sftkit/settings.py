@@ -28,6 +28,7 @@ LOSSES: Mapping[Task, tuple[Loss, ...]] = {
     "image": ("cross-entropy", "focal"),
 }
 """Which losses fit a task; the first is what auto takes."""
+TrackerName = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 OptimizerName = Literal[
     "adamw", "adam", "sgd", "adafactor", "adamw-8bit", "adamw-paged", "adamw-paged-8bit",
 ]  # fmt: skip
@@ -110,6 +111,9 @@ class DataSettings:
         balance_by: Column whose values are balanced in the training rows; None balances nothing.
         balance: over repeats rows of the rarer values, under leaves rows of the others out.
         max_tokens: Longest example in tokens; longer ones are refused, never cut.
+        pair_at: For labels and scores: where each text is cut into two that the encoder reads as
+            a pair, such as the words "\\nPolicy: " between a question and a passage; None cuts
+            nothing.
         system: System prompt put before every conversation; None leaves it to the template.
         replay: General text mixed into training, so that less is forgotten: a catalog name (of
             conversations, or of passages, which are learned from whole) or a file; None mixes in
@@ -137,6 +141,7 @@ class DataSettings:
     balance_by: str | None = None
     balance: Literal["over", "under"] = "over"
     max_tokens: int = 512
+    pair_at: str | None = None
     system: str | None = None
     replay: str | None = None
     replay_share: float = 0.25
@@ -159,6 +164,12 @@ class DataSettings:
                 "and validation_fraction must leave something to train on (sum below 1)",
             ),
             (self.max_tokens >= 8, "max_tokens", "must be 8 or more"),
+            (self.pair_at != "", "pair_at", "must not be empty"),
+            (
+                self.pair_at is None or self.task in ("classify", "regress"),
+                "pair_at",
+                "needs task classify or regress",
+            ),
             (0 <= self.replay_share < 1, "replay_share", "must be in [0, 1)"),
             *self._division_rules(),
         )
@@ -307,6 +318,9 @@ class TrainSettings:
         early_stopping_patience: Evaluations in a row without an improvement that end the run.
         save_every: Steps between checkpoints; None keeps none but the one of an asked-for stop.
         keep_last: Checkpoints that are kept, the newest ones.
+        trackers: Who else is told every step, beside metrics.jsonl: none, or one or more of
+            tensorboard, trackio, wandb and mlflow. All write to this machine only (W&B is
+            offline) unless their own environment variables, such as WANDB_MODE, say otherwise.
         seed: Seed of adapter weights, batch order and dropout.
     """
 
@@ -330,6 +344,7 @@ class TrainSettings:
     early_stopping_patience: int = 2
     save_every: int | None = None
     keep_last: int = 2
+    trackers: Literal["none"] | TrackerName | tuple[TrackerName, ...] = "none"
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -9,10 +9,12 @@ the step over micro-batches or processes changes nothing.
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -20,13 +22,21 @@ from sftkit import forward, regularise
 from sftkit.batching import deal, plan_batches
 from sftkit.errors import TrainError
 from sftkit.forward import Batch, unwrapped
+from sftkit.held_memory import held_bytes
 from sftkit.optim import make_optimizer
+from sftkit.processes import Processes
 from sftkit.records import Example, Step, TrainRecord
+from sftkit.regularise import trained_parameters
 from sftkit.settings import TrainSettings
 from sftkit.train_state import Keeping, Progress, State, StopButton
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from sftkit.trouble import (
+    does_not_fit,
+    free_memory,
+    halve,
+    is_out_of_memory,
+    spike_in,
+    stop_unless_finite,
+)
 
 Objective = Callable[[Any, Batch], tuple[torch.Tensor, float]]
 OnStep = Callable[[Step, int], None]
@@ -73,37 +83,42 @@ def train(
 
     Raises:
         TrainError: Nothing would be learned, or the loss is no longer a number.
+        MemoryRanOutError: A step does not fit, however it is cut.
+        ProcessError: Another process of the run was lost.
         StoppedError: Somebody asked for it; with `keeping`, everything is saved.
     """
     refuse_if_nothing_to_learn(model, examples)
     lengths = [example.length for example in examples]
     plan = plan_steps(lengths, settings)
-    accelerator = _accelerator(unwrapped(model))
+    together = Processes(unwrapped(model), advice=keeping.how_to_resume if keeping else "")
     optimizer = make_optimizer(model, settings, rate_scales=rate_scales)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    torch.manual_seed(settings.seed)
+    model, optimizer = together.prepare(model, optimizer)
+    torch.manual_seed(settings.seed + together.index)  # no two processes drop the same
 
     measure_after = {
         round(len(plan) * part / settings.heldout_evaluations)
         for part in range(1, settings.heldout_evaluations + 1)
     }
-    is_main = accelerator.is_main_process
-    tell: OnStep = on_step if on_step and is_main else lambda step, steps: None
+    tell: OnStep = on_step if on_step and together.is_main else lambda step, steps: None
     best = _best_weights(model, settings, measure)
-    done = Progress()
-    state = State(
-        model=model, optimizer=optimizer, best=best, scaler=accelerator.scaler, progress=done
+    done = Progress(
+        micro_batches=settings.micro_batches,
+        activation_checkpointing=settings.activation_checkpointing,
     )
+    state = State(model=model, optimizer=optimizer, best=best, together=together, progress=done)
     if keeping and state.restore(keeping):
         for step in done.steps:  # so that whoever listens knows the whole run
             tell(step, len(plan))
     else:
-        metrics = measure() if measure else {}
+        metrics = _measured(measure, together)
         done.heldout_start = _finite(metrics).get("heldout_loss")
         if best:
             best.see(0, metrics)
+    backward = functools.partial(
+        _backward, model, together=together, objective=objective, collate=collate
+    )
     model.train()
-    with _for_training(model, settings), StopButton().watched() as stop:
+    with _for_training(model, settings, done) as aids, StopButton().watched() as stop:
         for number, batch in enumerate(plan, start=1):
             if number <= len(done.steps) or (best and best.is_over):
                 continue
@@ -112,15 +127,18 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["rate_scale"]
             chosen = [examples[row] for row in batch]
-            loss, norm = _backward(
-                model, accelerator, chosen, number, settings, objective=objective, collate=collate
-            )
+            while (loss := backward(chosen, done.micro_batches)) is None:
+                words = _ease(model, chosen, number, done=done, together=together, aids=aids)
+                state.tell(words, keeping)
+            norm = _clip(model, chosen, number, loss, settings=settings, together=together)
             optimizer.step()
             optimizer.zero_grad()
+            if jump := spike_in(done.steps, loss, chosen):
+                state.tell(jump, keeping)
             done.tokens += sum(lengths[row] for row in batch)
             done.weight += sum(example.weight for example in chosen)
             done.seconds += time.perf_counter() - started
-            metrics = measure() if measure and number in measure_after else {}
+            metrics = _measured(measure, together) if number in measure_after else {}
             step = Step(
                 step=number,
                 loss=loss,
@@ -130,16 +148,13 @@ def train(
                 seconds=done.seconds,
                 heldout_loss=_finite(metrics).get("heldout_loss"),
                 metrics={n: v for n, v in _finite(metrics).items() if n != "heldout_loss"},
+                memory_bytes=held_bytes(unwrapped(model).device),
             )
             done.steps.append(step)
             if best and metrics:
                 best.see(number, metrics)
             tell(step, len(plan))
-            is_due = settings.save_every is not None and number % settings.save_every == 0
-            if keeping and is_main and (is_due or stop.asked_by):
-                state.save(keeping, settings.keep_last)
-            if stop.asked_by:
-                stop.raise_stopped(number, len(plan), keeping)
+            state.keep(keeping, settings, stop, steps=len(plan))
     if best:
         best.put_back()
     model.eval()
@@ -150,31 +165,47 @@ def train(
         tokens=done.tokens,
         supervised_tokens=round(done.weight),
         seconds=done.seconds,
-        trainable_parameters=sum(p.numel() for p in _trained(model)),
+        trainable_parameters=sum(p.numel() for p in trained_parameters(model).values()),
         total_parameters=sum(p.numel() for p in model.parameters()),
+        events=tuple(done.events),
     )
 
 
 @contextlib.contextmanager
-def _for_training(model: Any, settings: TrainSettings) -> Iterator[None]:
-    """Put on what only training has: noise on embeddings, activations that are computed twice."""
-    base = unwrapped(model)
+def _for_training(
+    model: Any, settings: TrainSettings, done: Progress
+) -> Iterator[contextlib.ExitStack]:
+    """Put on what only training has; more may be entered while it lasts."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(regularise.noisy_embeddings(model, settings.neftune_alpha))
-        if settings.activation_checkpointing:
-            if not base.supports_gradient_checkpointing:
-                raise TrainError(
-                    f"{type(base).__name__} cannot compute its activations twice. Use "
-                    "activation_checkpointing: false and more micro_batches."
-                )
-            # The second computation happens in the backward pass, outside of the forward's
-            # precision; inputs must not be cast there either.
-            stack.enter_context(forward.without_input_copies(model))
-            # By the name of transformers before 5.2x where it has no other.
-            name = "activation" if hasattr(base, "activation_checkpointing_enable") else "gradient"
-            getattr(base, f"{name}_checkpointing_enable")({"use_reentrant": False})
-            stack.callback(getattr(base, f"{name}_checkpointing_disable"))
-        yield
+        if done.activation_checkpointing:
+            stack.enter_context(activations_computed_twice(model))
+        yield stack
+
+
+@contextlib.contextmanager
+def activations_computed_twice(model: Any) -> Iterator[None]:
+    """Keep only what enters each block, and compute the rest again in the backward pass.
+
+    Raises:
+        TrainError: The model cannot do that.
+    """
+    base = unwrapped(model)
+    if not base.supports_gradient_checkpointing:
+        raise TrainError(
+            f"{type(base).__name__} cannot compute its activations twice. Use "
+            "activation_checkpointing: false and more micro_batches."
+        )
+    # By the name of transformers before 5.2x where it has no other.
+    name = "activation" if hasattr(base, "activation_checkpointing_enable") else "gradient"
+    # The second computation happens in the backward pass, outside of the forward's precision;
+    # inputs must not be cast there either.
+    with forward.without_input_copies(model):
+        getattr(base, f"{name}_checkpointing_enable")({"use_reentrant": False})
+        try:
+            yield
+        finally:
+            getattr(base, f"{name}_checkpointing_disable")()
 
 
 def _best_weights(
@@ -195,15 +226,12 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
-def _stop_unless_finite(
-    what: str, value: float, number: int, chosen: Sequence[Example], settings: TrainSettings
-) -> None:
-    if not math.isfinite(value):
-        raise TrainError(
-            f"The {what} of step {number} is {value}, so training stopped before the adapter "
-            f"changed. Rows of the batch: {sorted(example.row for example in chosen)[:20]}. Usual "
-            f"causes: learning_rate too high (here {settings.learning_rate:g}) or float16 overflow."
-        )
+def _measured(measure: Measure | None, together: Processes) -> dict[str, float]:
+    """Measure in the first process; all get its metrics, and so decide alike."""
+    if measure is None:
+        return {}
+    told = together.from_first(lambda: json.dumps(dict(measure())).encode())
+    return dict(json.loads(told))
 
 
 def plan_steps(lengths: Sequence[int], settings: TrainSettings) -> list[list[int]]:
@@ -258,61 +286,114 @@ def refuse_if_nothing_to_learn(model: Any, examples: Sequence[Example]) -> None:
             f"{len(silent)} of {len(examples)} examples have no supervised token and would teach "
             f"nothing: rows {silent[:20]}. Leave them out."
         )
-    if not _trained(model):
+    if not trained_parameters(model):
         raise TrainError("No parameter requires a gradient. Attach an adapter first.")
 
 
 def _backward(
     model: Any,
-    accelerator: Accelerator,
     batch: Sequence[Example],
-    number: int,
-    settings: TrainSettings,
+    micro_batches: int,
     *,
+    together: Processes,
     objective: Objective,
     collate: Collate,
-) -> tuple[float, float]:
-    """Make the gradient of one step, over micro-batches and processes; give loss and its norm.
+) -> float | None:
+    """Make this process's part of a step's gradient, a micro-batch at a time.
 
-    Raises:
-        TrainError: Loss or gradient is no number.
+    Returns:
+        The step's loss over all processes; None if memory ran out in any of them.
     """
     base = unwrapped(model)
     pad_id = getattr(base.config.get_text_config(), "pad_token_id", None) or 0
     weight = sum(example.weight for example in batch)
     hands = deal(
         [example.length for example in batch],
-        process=accelerator.process_index,
-        processes=accelerator.num_processes,
-        micro_batches=settings.micro_batches,
+        process=together.index,
+        processes=together.count,
+        micro_batches=micro_batches,
     )
-    total = torch.zeros((), device=base.device)
-    for turn, places in enumerate(hands, start=1):
-        # A process without rows still takes part, with a row that teaches nothing.
-        chosen = [batch[place] for place in places] or [batch[0].silenced()]
-        inputs = collate(chosen, pad_id=pad_id, device=base.device)
-        last = turn == len(hands)
-        with contextlib.nullcontext() if last else accelerator.no_sync(model):
-            summed, _ = objective(model, inputs)
-            # Processes' gradients are averaged, so each contributes its sum times their number.
-            accelerator.backward(summed * (accelerator.num_processes / weight))
-        total += summed.detach()
-    loss = float(accelerator.reduce(total, reduction="sum")) / weight
-    _stop_unless_finite("loss", loss, number, batch, settings)
-    norm = float(accelerator.clip_grad_norm_(_trained(model), settings.max_grad_norm))
+    total, has_room = torch.zeros((), device=base.device), True
+    try:
+        for turn, places in enumerate(hands, start=1):
+            if not (places or together.is_sharded):
+                continue
+            # A process that holds a part of the model takes part without rows of its own too.
+            chosen = [batch[place] for place in places] or [batch[0].silenced()]
+            inputs = collate(chosen, pad_id=pad_id, device=base.device)
+            with together.sums_itself(model, is_last=turn == len(hands)):
+                summed, _ = objective(model, inputs)
+                together.accelerator.backward(summed * (together.scale / weight))
+            total += summed.detach()
+        loss = float(total)
+    except (RuntimeError, MemoryError) as error:
+        if together.is_sharded or not is_out_of_memory(error):
+            raise
+        loss, has_room = 0.0, False
+    loss, without_room = together.sum(loss, float(not has_room))
+    return None if without_room else loss / weight
+
+
+def _ease(
+    model: Any,
+    batch: Sequence[Example],
+    number: int,
+    *,
+    done: Progress,
+    together: Processes,
+    aids: contextlib.ExitStack,
+) -> str:
+    """Make the steps take less memory from here on, with the same effective batch and loss.
+
+    Returns:
+        What was changed, in words.
+
+    Raises:
+        MemoryRanOutError: Nothing is left to change.
+    """
+    for parameter in model.parameters():
+        parameter.grad = None
+    free_memory()
+    more = halve(done.micro_batches, len(batch), together.count)
+    if more:
+        done.micro_batches = more
+        return (
+            f"memory ran out in step {number}: {more} micro-batches from here on, each half as "
+            "large; batch and loss stay the same (train.micro_batches)"
+        )
+    can_do = unwrapped(model).supports_gradient_checkpointing
+    if done.activation_checkpointing or not can_do:
+        raise does_not_fit(batch, done.micro_batches, twice=done.activation_checkpointing)
+    aids.enter_context(activations_computed_twice(model))
+    done.activation_checkpointing = True
+    return (
+        f"memory ran out in step {number} with micro-batches of one example: activations are "
+        "computed twice from here on, which is slower (train.activation_checkpointing)"
+    )
+
+
+def _clip(
+    model: Any,
+    batch: Sequence[Example],
+    number: int,
+    loss: float,
+    *,
+    settings: TrainSettings,
+    together: Processes,
+) -> float:
+    """Sum the gradient over processes and cap its norm.
+
+    Returns:
+        The norm before; 0 where float16 overflowed, and the step will be skipped.
+
+    Raises:
+        TrainError: Loss or gradient is no number.
+    """
+    stop_unless_finite("loss", loss, number, batch, settings)
+    parameters = list(trained_parameters(model).values())
+    together.sum_gradients(parameters)
+    accelerator = together.accelerator
+    norm = float(accelerator.clip_grad_norm_(parameters, settings.max_grad_norm))
     if accelerator.scaler is None:  # a scaler skips such steps
-        _stop_unless_finite("gradient", norm, number, batch, settings)
-    return loss, norm if math.isfinite(norm) else 0.0
-
-
-def _accelerator(base: Any) -> Accelerator:
-    """Make the accelerator for the device the model already lives on."""
-    from accelerate import Accelerator
-
-    # 16-bit compute is autocast in `forward`; float16 also needs its gradients scaled.
-    half = base.dtype == torch.float16
-    return Accelerator(cpu=base.device.type == "cpu", mixed_precision="fp16" if half else "no")
-
-
-def _trained(model: Any) -> list[torch.nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+        stop_unless_finite("gradient", norm, number, batch, settings)
+    return norm if math.isfinite(norm) else 0.0

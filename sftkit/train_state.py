@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 
 from sftkit.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from sftkit.errors import CheckpointError, StoppedError
+from sftkit.processes import Processes
 from sftkit.records import Step, from_json
 from sftkit.regularise import BestWeights, trained_parameters
-from sftkit.settings import to_plain
+from sftkit.settings import TrainSettings, to_plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,9 @@ class Progress:
         tokens: Tokens processed.
         weight: Summed weight of the examples.
         seconds: Training seconds.
+        micro_batches: Forward passes per step and process, as they are now.
+        activation_checkpointing: Whether activations are computed twice, as it is now.
+        events: What happened, in words.
     """
 
     steps: list[Step] = field(default_factory=list)
@@ -58,6 +63,9 @@ class Progress:
     tokens: int = 0
     weight: float = 0.0
     seconds: float = 0.0
+    micro_batches: int = 1
+    activation_checkpointing: bool = False
+    events: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,29 +75,68 @@ class State:
     model: Any
     optimizer: Any
     best: BestWeights | None
-    scaler: Any
+    together: Processes
     progress: Progress
 
-    def save(self, keeping: Keeping, keep_last: int) -> None:
-        """Write a checkpoint; a full disk is told, and training goes on."""
+    def tell(self, words: str, keeping: Keeping | None) -> None:
+        """Take down what happened, and say it."""
+        self.progress.events.append(words)
+        if keeping and self.together.is_main:
+            keeping.note(words)
+
+    def keep(
+        self, keeping: Keeping | None, settings: TrainSettings, stop: StopButton, *, steps: int
+    ) -> None:
+        """After a step: write a checkpoint if one is due, and end the run if somebody asked.
+
+        Raises:
+            StoppedError: Somebody asked, in whichever process.
+        """
+        step = len(self.progress.steps)
+        is_due = settings.save_every is not None and step % settings.save_every == 0
+        is_asked = self.together.any(stop.asked_by is not None)
+        is_saved = False
+        if keeping and (is_due or is_asked):
+            is_saved = self.save(keeping, settings.keep_last)
+        if is_asked:
+            stop.raise_stopped(step, steps, keeping.how_to_resume if keeping and is_saved else None)
+
+    def save(self, keeping: Keeping, keep_last: int) -> bool:
+        """Write a checkpoint and say whether it could be; a full disk is told, not raised.
+
+        All processes call it, the first one writes; the others give it their random states.
+        """
         optimizer, plain = pack_optimizer(self.optimizer)
         tensors: dict[str, Mapping[str, torch.Tensor]] = {
             "weights": trained_parameters(self.model),
             "optimizer": optimizer,
-            "random": _random(),
+            "random": {
+                f"{process}.{name}": states
+                for name, own in random_states().items()
+                for process, states in enumerate(self.together.gather(own))
+            },
         }
         progress: dict[str, Any] = {"optimizer": plain, "done": to_plain(self.progress)}
         if self.best is not None:
             tensors["best"], progress["best"] = self.best.state()
-        if self.scaler is not None:
-            progress["scaler"] = self.scaler.state_dict()
+        if self.together.accelerator.scaler is not None:
+            progress["scaler"] = self.together.accelerator.scaler.state_dict()
         checkpoint = Checkpoint(step=len(self.progress.steps), tensors=tensors, progress=progress)
-        try:
-            save_checkpoint(
-                keeping.folder, checkpoint, fingerprints=keeping.fingerprints, keep_last=keep_last
-            )
-        except CheckpointError as error:
-            keeping.note(str(error))
+
+        def write() -> bytes:
+            try:
+                save_checkpoint(
+                    keeping.folder,
+                    checkpoint,
+                    fingerprints=keeping.fingerprints,
+                    keep_last=keep_last,
+                )
+            except CheckpointError as error:
+                keeping.note(str(error))
+                return b""
+            return b"saved"
+
+        return bool(self.together.from_first(write))
 
     def restore(self, keeping: Keeping) -> bool:
         """Take up the newest whole checkpoint, if there is one and resuming was asked for.
@@ -98,6 +145,44 @@ class State:
             CheckpointError: It is of another run or does not fit this model and optimizer; or a
                 new run was to begin where another one's checkpoints are.
         """
+        checkpoint = _find(keeping, self.together)
+        if checkpoint is None:
+            return False
+        tensors, progress = checkpoint.tensors, checkpoint.progress
+        weights = trained_parameters(self.model)
+        if set(weights) != set(tensors["weights"]):
+            raise CheckpointError("The checkpoint's weights are not those of this model's adapter.")
+        with torch.no_grad():
+            for name, values in tensors["weights"].items():
+                weights[name].copy_(values)
+        unpack_optimizer(self.optimizer, tensors["optimizer"], progress["optimizer"])
+        if self.best is not None and "best" in progress:
+            self.best.take(tensors.get("best", {}), progress["best"])
+        scaler = self.together.accelerator.scaler
+        if scaler is not None and "scaler" in progress:
+            scaler.load_state_dict(progress["scaler"])
+        vars(self.progress).update(progress["done"])
+        steps = [from_json(Step, json.dumps(step)) for step in progress["done"]["steps"]]
+        self.progress.steps = steps
+        by = _set_random(tensors["random"], self.together.index)
+        words = f"went on after step {checkpoint.step} from {keeping.folder}"
+        if by != self.together.count:
+            words += (
+                f", saved by {by} of the {self.together.count} processes there are now: losses go "
+                "on the same up to rounding, dropout does not"
+            )
+        self.tell(words, keeping)
+        return True
+
+
+def _find(keeping: Keeping, together: Processes) -> Checkpoint | None:
+    """Let the first process find and verify the newest checkpoint, and give it to all.
+
+    Machines need no shared disk for that.
+    """
+    found: list[Checkpoint] = []
+
+    def plain() -> bytes:
         if not keeping.resume and any(keeping.folder.glob("step-*")):
             raise CheckpointError(
                 f"{keeping.folder} already holds checkpoints of a run. Resume it, or start in "
@@ -110,25 +195,33 @@ class State:
             note=keeping.note,
         )
         if not checkpoint:
-            return False
-        tensors, progress = checkpoint.tensors, checkpoint.progress
-        weights = trained_parameters(self.model)
-        if set(weights) != set(tensors["weights"]):
-            raise CheckpointError("The checkpoint's weights are not those of this model's adapter.")
-        with torch.no_grad():
-            for name, values in tensors["weights"].items():
-                weights[name].copy_(values)
-        unpack_optimizer(self.optimizer, tensors["optimizer"], progress["optimizer"])
-        if self.best is not None and "best" in progress:
-            self.best.take(tensors.get("best", {}), progress["best"])
-        if self.scaler is not None and "scaler" in progress:
-            self.scaler.load_state_dict(progress["scaler"])
-        vars(self.progress).update(progress["done"])
-        steps = [from_json(Step, json.dumps(step)) for step in progress["done"]["steps"]]
-        self.progress.steps = steps
-        _set_random(tensors["random"])
-        keeping.note(f"going on after step {checkpoint.step} from {keeping.folder}")
-        return True
+            return b""
+        found.append(checkpoint)
+        groups = list(checkpoint.tensors)
+        return json.dumps(
+            {"step": checkpoint.step, "progress": checkpoint.progress, "groups": groups}
+        ).encode()
+
+    told = together.from_first(plain)
+    if not told or together.count == 1:
+        return found[0] if found else None
+
+    def tensors() -> bytes:
+        return safetensors.torch.save(
+            {
+                f"{group}/{name}": tensor
+                for group, held in found[0].tensors.items()
+                for name, tensor in held.items()
+            }
+        )
+
+    about = json.loads(told)
+    flat = safetensors.torch.load(together.from_first(tensors))
+    held: dict[str, dict[str, torch.Tensor]] = {group: {} for group in about["groups"]}
+    for key, tensor in flat.items():
+        group, name = key.split("/", 1)
+        held[group][name] = tensor
+    return Checkpoint(step=about["step"], tensors=held, progress=about["progress"])
 
 
 def pack_optimizer(optimizer: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -191,30 +284,34 @@ class StopButton:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def raise_stopped(self, step: int, steps: int, keeping: Keeping | None) -> None:
+    def raise_stopped(self, step: int, steps: int, how_to_resume: str | None) -> None:
         """End the run in words.
 
+        Args:
+            step: The last step that was done.
+            steps: All steps of the run.
+            how_to_resume: What to do to go on; None if the step could not be saved.
+
         Raises:
-            StoppedError: Always; with the step, and what to do to go on.
+            StoppedError: Always.
         """
-        saved = (
-            f"everything is saved. {keeping.how_to_resume}"
-            if keeping
-            else "nothing is saved, because no checkpoints were kept."
-        )
-        raise StoppedError(f"Stopped after step {step} of {steps} ({self.asked_by}); {saved}")
+        saved = f"everything is saved. {how_to_resume}" if how_to_resume else "it is not saved."
+        by = self.asked_by or "another process was asked"
+        raise StoppedError(f"Stopped after step {step} of {steps} ({by}); {saved}")
 
 
-def _random() -> dict[str, torch.Tensor]:
+def random_states() -> dict[str, torch.Tensor]:
+    """Give the states of this process's random generators, as tensors on the CPU."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        states |= {f"cuda.{n}": state for n, state in enumerate(torch.cuda.get_rng_state_all())}
+        states["cuda"] = torch.cuda.get_rng_state()
     return states
 
 
-def _set_random(states: Mapping[str, torch.Tensor]) -> None:
-    torch.set_rng_state(states["cpu"])
-    if torch.cuda.is_available():
-        for name, state in states.items():
-            if name.startswith("cuda."):
-                torch.cuda.set_rng_state(state, int(name.removeprefix("cuda.")))
+def _set_random(states: Mapping[str, torch.Tensor], process: int) -> int:
+    """Set this process's generators, where the checkpoint knows it; say how many it knows."""
+    if f"{process}.cpu" in states:
+        torch.set_rng_state(states[f"{process}.cpu"])
+    if torch.cuda.is_available() and f"{process}.cuda" in states:
+        torch.cuda.set_rng_state(states[f"{process}.cuda"])
+    return sum(name.endswith(".cpu") for name in states)

@@ -154,6 +154,7 @@ def _steps(count: int = 113) -> tuple[Step, ...]:
                 tokens=610 * number,
                 seconds=2.4 * number,
                 heldout_loss=heldout,
+                memory_bytes=1_940_000_000 + 4_000_000 * min(number, 30),
             )
         )
     return tuple(steps)

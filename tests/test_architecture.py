@@ -69,7 +69,7 @@ MAY_IMPORT = {
     "batching": NOUNS,
     "weights": NOUNS,
     "loading": NOUNS,
-    "model": NOUNS | {"weights", "loading"},
+    "model": NOUNS | {"weights", "loading", "processes"},
     # Several methods on one task: it composes stages, as a run does, and draws nothing.
     "methods": EVERYTHING - {"cli", "run"},
     "holdings": EVERYTHING - {"cli", "run"},
@@ -89,17 +89,30 @@ MAY_IMPORT = {
     "optim": NOUNS,
     "regularise": NOUNS | {"forward"},
     "checkpoint": NOUNS,
-    "train_state": NOUNS | {"checkpoint", "regularise"},
-    "train": NOUNS | {"forward", "batching", "optim", "regularise", "train_state"},
+    "processes": {"errors"},
+    # Many processes: what they are told to be, how they are started and watched, what each does,
+    # and what they say to each other before they train.
+    "launch_config": NOUNS,
+    "launch": NOUNS | {"launch_config", "progress", "train_state", "worker"},
+    "worker": EVERYTHING - {"cli"},
+    "meeting": {"errors", "processes"},
+    "trouble": NOUNS,
+    "train_state": NOUNS | {"checkpoint", "processes", "regularise"},
+    "train": NOUNS
+    | {"forward", "batching", "held_memory", "optim", "processes", "regularise"}
+    | {"train_state", "trouble"},
     # Scorers put prompts through the chat template and fill batches as training does.
     "evidence": NOUNS | {"forward", "batching", "chat", "labelled", "objectives"},
     "panels": NOUNS,  # the pieces plots are made of
-    "plots": NOUNS | {"panels"},
+    "plots": NOUNS | {"panels", "metrics"},
     "show": NOUNS | {"chat", "template"},
-    "progress": NOUNS | {"plots"},
+    "held_memory": set(),
+    "metrics": NOUNS,
+    "trackers": NOUNS | {"metrics", "report"},  # the redactor
+    "progress": NOUNS | {"plots", "held_memory"},
     "report": NOUNS | {"plots", "plots_labels", "panels", "show"},
     "exercises": NOUNS,
-    "environment": NOUNS,
+    "environment": NOUNS | {"processes"},
     # The data half of a run, so that each half can be read in one sitting.
     "prepare": NOUNS | {"dataset", "chat", "encoded", "encoding", "evidence"},
     "prepare_labels": NOUNS | {"dataset", "labelled", "prepare"},
@@ -109,7 +122,9 @@ MAY_IMPORT = {
     "memory": NOUNS | {"memory_shapes", "memory_formulas", "batching"},
     "memory_ladder": NOUNS | {"memory_shapes", "memory_formulas", "memory"},
     "run": EVERYTHING - {"cli"},
+    "run_folder": NOUNS | {"evidence", "model", "prepare", "prepare_labels", "progress", "report"},
     "dryrun": EVERYTHING - {"cli"},
+    "dryrun_text": NOUNS | {"dryrun", "memory"},
     "run_labels": EVERYTHING - {"cli"},  # the same for texts and images with labels
     "cli": EVERYTHING,
     "__init__": set(),  # public names load late, by the table in it

@@ -103,7 +103,7 @@ def test_every_optimizer_goes_on_from_its_own_state(name, tmp_path):
 def test_the_message_of_a_stop_says_how_to_go_on(tmp_path):
     with pytest.raises(StoppedError, match=r"everything is saved\. Run it with --resume\.$"):
         carry_out(tmp_path, stop_after=2, how_to_resume="Run it with --resume.")
-    with pytest.raises(StoppedError, match=r"nothing is saved, because no checkpoints were kept"):
+    with pytest.raises(StoppedError, match=r"\(SIGINT\); it is not saved\.$"):
         carry_out(None, stop_after=2)
 
 
@@ -306,3 +306,16 @@ def test_a_stop_in_the_last_step_is_a_stop(tmp_path):
         carry_out(tmp_path, stop_after=last)
     record, _ = carry_out(tmp_path, resume=True)
     assert losses(record) == losses(whole)
+
+
+def test_a_stop_that_could_not_be_saved_does_not_say_it_was(kept):
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(StoppedError, match=r"^Stopped after step 4 of .*it is not saved\.$"):
+            carry_out(kept, resume=True, fingerprints={"data": "a"}, stop_after=4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert load_checkpoint(kept / "step-000003")[0].step == 3

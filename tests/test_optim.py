@@ -10,10 +10,19 @@ import pytest
 import torch
 
 from sftkit.adapter import attach_adapter
+from sftkit.dryrun import look_ahead
 from sftkit.errors import TrainError
 from sftkit.objectives import chat_loss
 from sftkit.optim import make_optimizer, parameter_groups, rate_scales, refuse_optimizer
-from sftkit.settings import AdapterSettings, OptimizerName, TrainSettings
+from sftkit.run import run
+from sftkit.settings import (
+    AdapterSettings,
+    DataSettings,
+    ModelSettings,
+    OptimizerName,
+    Recipe,
+    TrainSettings,
+)
 from sftkit.train import train
 from tests.test_train import WHOLE, make_examples, make_tuned
 
@@ -101,9 +110,20 @@ def test_an_optimizer_that_cannot_work_is_refused_with_one_that_can(name, device
     assert f"got {device}. {instead}" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_optimizer_is_allowed_on_cuda(name):
-    refuse_optimizer(name, "cuda")
+def test_on_cuda_no_optimizer_is_refused_and_elsewhere_only_those_of_bitsandbytes():
+    def refused(device: str) -> set[str]:
+        names = set()
+        for name in NAMES:
+            try:
+                refuse_optimizer(name, device)
+            except TrainError:
+                names.add(name)
+        return names
+
+    paged = {"adamw-paged", "adamw-paged-8bit"}
+    assert refused("cuda") == set()
+    assert refused("cpu") == paged
+    assert refused("mps") == paged | {"adamw-8bit"}
 
 
 def test_a_paged_optimizer_is_refused_before_the_first_step_on_a_cpu():
@@ -115,6 +135,22 @@ def test_a_paged_optimizer_is_refused_before_the_first_step_on_a_cpu():
             on_step=lambda step, _: seen.append(step),
         )  # fmt: skip
     assert seen == []
+
+
+@pytest.mark.parametrize("is_dry", [False, True])
+def test_a_run_and_a_dry_run_refuse_an_optimizer_before_weights_are_read(is_dry, tmp_path):
+    # The weights hold nothing that could be read.
+    (tmp_path / "config.json").write_text('{"model_type": "resnet", "num_channels": 1}')
+    (tmp_path / "preprocessor_config.json").write_text('{"size": {"shortest_edge": 8}}')
+    (tmp_path / "model.safetensors").write_bytes(b"never read")
+    recipe = Recipe(
+        name="see",
+        model=ModelSettings(name=str(tmp_path), dtype="float32", device="cpu"),
+        data=DataSettings(source="digits", task="image", limit=200),
+        train=TrainSettings(optimizer="adamw-paged"),
+    )
+    with pytest.raises(TrainError, match=r"train\.optimizer=adamw-paged moves its state"):
+        look_ahead(recipe) if is_dry else run(recipe, tmp_path / "out")
 
 
 def test_the_groups_of_a_real_adapter_hold_every_trained_parameter_once(tiny_model):

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from sftkit.objectives import chat_loss
+from sftkit.train import train
+from tests.test_train import make_examples, make_tuned
 from tests.two_processes import WAYS, train_one_way
+from tests.two_processes_trouble import SETTINGS, STOP_AFTER
 
 Tensors = dict[str, torch.Tensor]
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -27,14 +33,12 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Tensors, Tensors]]:
-    """Train in two processes on the loopback device, once for all tests below."""
-    folder = tmp_path_factory.mktemp("processes")
+def in_two_processes(module: str, folder: Path) -> None:
+    """Start a module twice, on the loopback device; fail unless both end well in time."""
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
         *("--master-addr", "127.0.0.1", "--master-port", str(free_port())),
-        *("-m", "tests.two_processes", str(folder)),
+        *("-m", module, str(folder)),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": LOOPBACK}
     started = subprocess.Popen(
@@ -52,6 +56,13 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Tensors, Ten
         os.killpg(started.pid, signal.SIGKILL)
         pytest.fail(f"two processes did not end within 200 s:\n{started.communicate()[0][-3000:]}")
     assert started.returncode == 0, output[-3000:]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Tensors, Tensors]]:
+    """Train in two processes, once for all tests below."""
+    folder = tmp_path_factory.mktemp("processes")
+    in_two_processes("tests.two_processes", folder)
     return [
         (load_file(folder / f"way-{place}-process-0"), load_file(folder / f"way-{place}-process-1"))
         for place in range(len(WAYS))
@@ -95,3 +106,34 @@ def test_something_was_learned_from_gradients_that_are_not_zero(results, place):
     largest = max(float(t.abs().max()) for n, t in together.items() if n.startswith("gradient"))
     assert largest > 1e-4  # prompt tuning moves the tiny model little
     assert together["losses"][-1] < together["losses"][0] - 1e-4
+
+
+# ---- when one of two processes is in trouble ----
+
+
+@pytest.fixture(scope="module")
+def trouble(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Go through all troubles in two processes; give what each of them saw."""
+    folder = tmp_path_factory.mktemp("trouble")
+    in_two_processes("tests.two_processes_trouble", folder)
+    first, second = (json.loads((folder / f"trouble-{n}.json").read_text()) for n in range(2))
+    return first, second
+
+
+def test_memory_that_runs_out_in_one_process_halves_the_micro_batch_in_both(trouble):
+    record = train(make_tuned(), make_examples(), SETTINGS, objective=chat_loss)
+    alone = [step.loss for step in record.steps]
+    for seen in trouble:
+        assert seen["short"] == pytest.approx(alone, abs=1e-5)
+        (event,) = seen["events"]
+        assert event.startswith("memory ran out in step 1: 2 micro-batches from here on")
+
+
+def test_a_stop_asked_of_one_process_ends_both_after_the_same_step(trouble):
+    where = f"Stopped after step {STOP_AFTER} of 6"
+    assert trouble[0]["stopped"].startswith(f"{where} (another process was asked); everything is")
+    assert trouble[1]["stopped"].startswith(f"{where} (SIGTERM); everything is saved")
+
+
+def test_two_processes_without_a_shared_disk_go_on_bit_for_bit(trouble):
+    assert trouble[0]["resumed"] == trouble[0]["whole"] == trouble[1]["resumed"]
