@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
-from collections.abc import Sequence
-
-import torch
+from collections.abc import Iterator, Sequence
 
 from sftkit.errors import MemoryRanOutError, TrainError
 from sftkit.records import Example, Step
@@ -33,11 +32,35 @@ _WORDS_FOR_NO_MEMORY = (
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Say whether an error means that memory ran out, on any device."""
+    import torch  # late: who only asks for words should not wait for it
+
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(
         words in str(error).lower() for words in _WORDS_FOR_NO_MEMORY
     )
+
+
+@contextlib.contextmanager
+def memory_in_words(what: str) -> Iterator[None]:
+    """Say in words that memory ran out where nothing can be cut smaller.
+
+    Args:
+        what: What is done inside, such as "measuring".
+
+    Raises:
+        MemoryRanOutError: Memory ran out inside.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        said = str(error).partition("\n")[0] or type(error).__name__
+        raise MemoryRanOutError(
+            f"Memory ran out while {what}: {said}. "
+            "sftkit run RECIPE --dry-run predicts the peak and says what would free most."
+        ) from error
 
 
 def halve(micro_batches: int, rows: int, processes: int) -> int | None:
@@ -57,6 +80,8 @@ def halve(micro_batches: int, rows: int, processes: int) -> int | None:
 def free_memory() -> None:
     """Give back what a failed step left in torch's caches."""
     import gc
+
+    import torch
 
     gc.collect()
     if torch.cuda.is_available():

@@ -88,6 +88,17 @@ def page(pictures) -> Page:
     return Page(render_report(sample_record(), pictures))
 
 
+def test_what_happened_on_the_way_is_told_and_escaped(pictures):
+    run = sample_record()
+    events = ("memory ran out in step 1: <b>2</b> micro-batches from here on",)
+    told = dataclasses.replace(run, training=dataclasses.replace(run.training, events=events))
+    words = "What happened on the way"
+    assert words not in render_report(run, pictures)
+    page = render_report(told, pictures)
+    assert words in page
+    assert "<li>memory ran out in step 1: &lt;b&gt;2&lt;/b&gt; micro-batches" in page
+
+
 def test_the_page_starts_with_the_summary_and_the_four_verdicts(page):
     assert page.words.split("Answers side by side")[0].endswith(
         f"sftkit report {VERDICTS.summary} What was learned "

@@ -13,7 +13,7 @@ from sftkit.objectives import chat_loss
 from sftkit.records import Step, TrainRecord
 from sftkit.settings import TrainSettings
 from sftkit.train import train
-from sftkit.trouble import is_out_of_memory, spike_in
+from sftkit.trouble import is_out_of_memory, memory_in_words, spike_in
 from tests.test_train import make_examples, make_tuned
 
 SETTINGS = TrainSettings(max_tokens_per_batch=1000, epochs=3, learning_rate=1e-2)
@@ -101,6 +101,16 @@ def test_torch_itself_says_it_in_these_words():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
     assert is_out_of_memory(caught.value)
+
+
+def test_memory_that_runs_out_elsewhere_is_told_in_words_and_other_errors_pass():
+    with (
+        pytest.raises(MemoryRanOutError, match=r"^Memory ran out while measuring: .*bad_alloc"),
+        memory_in_words("measuring"),
+    ):
+        raise RuntimeError("std::bad_alloc")
+    with pytest.raises(RuntimeError, match="shapes"), memory_in_words("measuring"):
+        raise RuntimeError("shapes")
 
 
 def steps_of(*values: float) -> list[Step]:
