@@ -28,3 +28,7 @@ def main() -> int:
     from sftkit.cli import start
 
     return start()
+
+
+if __name__ == "__main__":  # python -m sftkit_entry
+    sys.exit(main())

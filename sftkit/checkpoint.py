@@ -103,8 +103,8 @@ def save_checkpoint(
 def _prune(folder: Path, newest: int, keep_last: int) -> None:
     """Keep the newest few up to the one just written. What is beyond it was left behind."""
     _remove_leavings(folder)
-    kept = [path for step, path in _by_step(folder) if step <= newest][:keep_last]
-    for _, path in _by_step(folder):
+    kept = [path for step, path in checkpoints(folder) if step <= newest][:keep_last]
+    for _, path in checkpoints(folder):
         if path not in kept:
             shutil.rmtree(path, ignore_errors=True)
 
@@ -167,7 +167,7 @@ def newest_checkpoint(
             and all of them are damaged.
     """
     damaged = []
-    for _, path in _by_step(Path(folder)):
+    for _, path in checkpoints(Path(folder)):
         try:
             checkpoint, written = load_checkpoint(path)
         except CheckpointError as error:
@@ -214,8 +214,11 @@ def refuse_changes(
     return list(changed.values())
 
 
-def _by_step(folder: Path) -> list[tuple[int, Path]]:
-    """List checkpoints, the newest first. A folder being written has another name."""
+def checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """List a run's checkpoints by step, the newest first, whole or not.
+
+    A folder that is being written has another name.
+    """
     if not folder.is_dir():
         return []
     found = [(int(m[1]), path) for path in folder.iterdir() if (m := _NAME.fullmatch(path.name))]

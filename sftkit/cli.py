@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,6 +27,13 @@ app = typer.Typer(
 BUNDLED = ", ".join(
     sorted(path.stem for path in (Path(__file__).parent / "recipes").glob("*.yaml"))
 )
+_ALONE = {
+    "processes": 1,
+    "machines": 1,
+    "machine_rank": 0,
+    "main_address": None,
+    "strategy": "ddp",
+}
 Format = Annotated[
     Literal["text", "json"], typer.Option("--format", help="What to print: text or json.")
 ]
@@ -85,24 +92,26 @@ def run(
     ] = "ddp",
 ) -> None:
     """Fine-tune as a recipe says, test the result, write adapter, record and report."""
-    group = {
+    group: dict[str, Any] = {
         "processes": processes or machines,
         "machines": machines,
         "machine_rank": machine_rank,
         "main_address": main_address,
         "strategy": strategy,
     }
-    is_launch = processes is not None or group != {**_ALONE}
+    if group == _ALONE:
+        group = {}
     if dry_run and out is not None:
         raise SettingsError("--dry-run writes nothing: leave --out away.")
     if dry_run:
-        _look_ahead(recipe, change, output, probe=probe)
+        _look_ahead(recipe, change, output, probe=probe, group=group)
     elif probe:
         raise SettingsError("--probe only predicts minutes: add --dry-run.")
     elif allow_changes and not resume:
         raise SettingsError("--allow-changes is about going on with a run: add --resume.")
     else:
-        _run(recipe, out, change, output, resume=resume, allow_changes=allow_changes or [])
+        allowed = allow_changes or []
+        _run(recipe, out, change, output, resume=resume, allow_changes=allowed, group=group)
 
 
 @app.command()
@@ -223,7 +232,9 @@ def _run(
     *,
     resume: bool,
     allow_changes: Collection[str] = (),
+    group: Mapping[str, Any] | None = None,
 ) -> None:
+    from sftkit.launch import launch
     from sftkit.progress import make_watcher
     from sftkit.records import to_json
     from sftkit.run import find_recipe
@@ -234,9 +245,15 @@ def _run(
     watcher = make_watcher("silent" if output == "json" else "auto")
     if resume and out is None:
         raise SettingsError("--resume needs --out, the folder of the run that was stopped.")
-    record = run_recipe(
-        checked, folder, resume=resume, allow_changes=allow_changes, watcher=watcher
+    options: dict[str, Any] = {"resume": resume, "allow_changes": allow_changes, "watcher": watcher}
+    record = (
+        launch(checked, out=folder, **group, **options)
+        if group
+        else run_recipe(checked, folder, **options)
     )
+    if record is None:
+        typer.echo("This machine's part is done; the record is on the first machine.", err=True)
+        return
     if output == "json":
         typer.echo(to_json(record), nl=False)
         return
@@ -263,16 +280,28 @@ def _number(value: float | None) -> str:
     return "not defined" if value is None else f"{value:.3f}"
 
 
-def _look_ahead(recipe: str, change: list[str] | None, output: str, *, probe: bool) -> None:
+def _look_ahead(
+    recipe: str,
+    change: list[str] | None,
+    output: str,
+    *,
+    probe: bool,
+    group: Mapping[str, Any],
+) -> None:
+    from sftkit import launch_config
     from sftkit.dryrun import look_ahead
     from sftkit.dryrun_text import dry_run_text
     from sftkit.run import find_recipe
     from sftkit.settings import to_plain
 
     checked = find_recipe(recipe, overrides=change or [])
+    plan = launch_config.plan_launch(checked, **group) if group else None
+    if plan is not None and output == "text":
+        typer.echo(launch_config.dry_launch_text(plan, checked) + "\n")
     found = look_ahead(checked, probe=probe, note=lambda line: typer.echo(line, err=True))
     if output == "json":
-        _print_json(to_plain(found))
+        launching = {"launch": launch_config.dry_launch(plan, checked)} if plan else {}
+        _print_json({**to_plain(found), **launching})
     else:
         typer.echo(dry_run_text(found))
 

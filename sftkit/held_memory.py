@@ -18,7 +18,13 @@ def memory_bytes() -> int:
 
 
 def peak_memory_bytes() -> int:
-    """Most memory this process has held so far: the peak of its resident set."""
+    """Most memory this process has held so far: the peak of its resident set.
+
+    Where it has used CUDA, the most that torch has reserved of any one device instead.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return max(torch.cuda.max_memory_reserved(n) for n in range(torch.cuda.device_count()))
     status = Path("/proc/self/status")
     if status.exists():  # Linux, where ru_maxrss begins with the parent's peak after a fork
         lines = status.read_text(encoding="ascii", errors="replace").splitlines()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from sftkit.catalog import ModelSource, fetch_model
 from sftkit.catalog_hub import read_config
 from sftkit.errors import FetchError, ModelError
 from sftkit.loading import Case, check_loading, dropout_fields, quantized_as
-from sftkit.processes import local_index
+from sftkit.processes import is_launched, local_index
 from sftkit.settings import ModelSettings
 from sftkit.weights import lean_folder, release_files
 
@@ -76,7 +75,7 @@ def pick_device(settings: ModelSettings) -> torch.device:
 
 def _own_device(name: str) -> torch.device:
     """Give this process's own GPU; the other kinds of device have no number."""
-    if name == "cuda" and "LOCAL_RANK" in os.environ:
+    if name == "cuda" and is_launched():
         return torch.device(name, local_index())
     return torch.device(name)
 

@@ -41,6 +41,11 @@ def local_index() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def is_launched() -> bool:
+    """Whether torchrun started this process, alone or with others."""
+    return "RANK" in os.environ
+
+
 def is_main() -> bool:
     """Whether this is the process that measures, writes and shows; the others only train."""
     return process_index() == 0

@@ -243,7 +243,8 @@ def _describe(hint: Any) -> str:
     if origin in (types.UnionType, typing.Union):
         return " or ".join(_describe(argument) for argument in arguments)
     if origin is tuple:
-        return f"a list of {_describe(arguments[0])}s"
+        of = _describe(arguments[0])
+        return f"a list, each {of}" if of.startswith("one of") else f"a list of {of}s"
     if origin is not None and issubclass(origin, Mapping):
         if arguments[1] is Any:
             return "a mapping of names to values"

@@ -28,9 +28,10 @@ from sftkit.records import (
     Step,
     TrainRecord,
 )
-from sftkit.run_folder import Stopwatch, make_record, write_run
+from sftkit.run_folder import Stopwatch, full_disk_in_words, make_record, write_run
 from sftkit.settings import ModelSettings, Recipe, loss_unit
 from sftkit.trackers import refuse_trackers, track_steps
+from sftkit.trouble import memory_in_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -77,10 +78,14 @@ def run(
     folder = _own_folder(out)
     unit = loss_unit(recipe.data.task, recipe.objective.loss)
     with contextlib.closing(watcher or make_watcher(unit=unit)) as watching:
-        done = _stages(recipe)(recipe, folder, watching, resume=resume, allow_changes=allow_changes)
-        assert done is not None  # noqa: S101  (the first process measures)
-        record, answers = done
-        write_run(record, answers, folder)
+        # In training, micro-batches halve first, and checkpoints are told and left out.
+        with memory_in_words("loading or measuring"), full_disk_in_words(folder):
+            done = _stages(recipe)(
+                recipe, folder, watching, resume=resume, allow_changes=allow_changes
+            )
+            assert done is not None  # noqa: S101  (the first process measures)
+            record, answers = done
+            write_run(record, answers, folder)
         watching.note(f"report: {folder / 'report.html'}")
     return record
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sftkit.errors import TrainError
 from sftkit.recipe import recipe_from_dict, recipe_to_dict, yaml_text
 from sftkit.records import (
     Answer,
@@ -28,6 +31,36 @@ if TYPE_CHECKING:
     from sftkit.model import DtypeChoice
     from sftkit.prepare import PreparedData
     from sftkit.prepare_labels import PreparedLabels
+
+
+@contextlib.contextmanager
+def full_disk_in_words(folder: Path) -> Iterator[None]:
+    """Say what is left of a run when its disk takes no more.
+
+    Raises:
+        TrainError: With what is saved and what to do.
+    """
+    from safetensors import SafetensorError
+
+    from sftkit.checkpoint import checkpoints
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        full = (errno.ENOSPC, errno.EDQUOT)
+        if getattr(error, "errno", None) not in full and os.strerror(full[0]) not in str(error):
+            raise
+        saved = checkpoints(folder / "checkpoints")
+        left = (
+            f"Its record is written; sftkit report {folder} draws the rest"
+            if (folder / "run.json").exists()
+            else f"Step {saved[0][0]} is saved; go on from it with --resume"
+            if saved
+            else "No checkpoint was kept; train.save_every keeps them"
+        )
+        raise TrainError(
+            f"The run had to end: no space is left where {folder} is. Free some. {left}."
+        ) from error
 
 
 @dataclass
@@ -114,13 +147,15 @@ def write_run(record: RunRecord, answers: Sequence[Any], folder: str | Path) -> 
 
     folder = Path(folder)
     clean = redact_record(record)
-    (folder / "run.json").write_text(to_json(clean), encoding="utf-8")
     recipe = yaml_text(recipe_from_dict(record.recipe))
     (folder / "recipe.yaml").write_text(redact(recipe), encoding="utf-8")
     # Redacted before it is JSON: a key that was cut off would take the quotes after it along.
     lines = [json.dumps(to_plain(redact_record(one)), ensure_ascii=False) for one in answers]
     name = "answers.jsonl" if record.learned.labels is None else "predictions.jsonl"
     (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    # A folder with a record is a run that is done: it is there whole, and late, or not at all.
+    (folder / "run.json.part").write_text(to_json(clean), encoding="utf-8")
+    (folder / "run.json.part").replace(folder / "run.json")
     write_report(clean, folder)
 
 

@@ -344,7 +344,7 @@ class TrainSettings:
     early_stopping_patience: int = 2
     save_every: int | None = None
     keep_last: int = 2
-    trackers: Literal["none"] | TrackerName | tuple[TrackerName, ...] = "none"
+    trackers: Literal["none", TrackerName] | tuple[TrackerName, ...] = "none"
     seed: int = 0
 
     def __post_init__(self) -> None:

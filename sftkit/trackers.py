@@ -69,6 +69,7 @@ def _start_wandb(project: str, run: str, folder: Path) -> Any:
         console="off",
         disable_code=True,
         disable_git=True,
+        host="-",
         silent=True,
         x_disable_machine_info=True,
         x_disable_meta=True,

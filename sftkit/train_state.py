@@ -16,7 +16,7 @@ import torch
 
 from sftkit.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from sftkit.errors import CheckpointError, StoppedError
-from sftkit.processes import Processes
+from sftkit.processes import Processes, is_launched
 from sftkit.records import Step, from_json
 from sftkit.regularise import BestWeights, trained_parameters
 from sftkit.settings import TrainSettings, to_plain
@@ -268,6 +268,8 @@ class StopButton:
 
     def _ask(self, number: int, _: Any) -> None:
         if self.asked_by is not None:
+            if is_launched():  # one stop comes by several ways; the launch itself ends who lingers
+                return
             raise KeyboardInterrupt
         self.asked_by = signal.Signals(number).name
 

@@ -10,6 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.faults_table import pytest_terminal_summary, without_copies
+
+__all__ = ["pytest_terminal_summary"]  # a hook: it prints what a run survives
+
 # Set before torch is imported: two cores, and no network however a library is called.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -75,6 +79,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if torch := sys.modules.get("torch"):
         real = item.get_closest_marker("model") is not None
         torch.set_num_threads((os.cpu_count() or 1) if real else 1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run a test that another module shows among its own once."""
+    items[:] = without_copies(items)
 
 
 @pytest.fixture

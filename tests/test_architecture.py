@@ -72,6 +72,8 @@ MAY_IMPORT = {
     "model": NOUNS | {"weights", "loading", "processes"},
     # Several methods on one task: it composes stages, as a run does, and draws nothing.
     "methods": EVERYTHING - {"cli", "run"},
+    "sweep": EVERYTHING - {"cli", "run"},  # the same for several settings of one method
+    "plots_watching": NOUNS | {"panels", "sweep"},
     "holdings": EVERYTHING - {"cli", "run"},
     "plots_holdings": NOUNS | {"panels", "holdings"},
     "plots_adapters": NOUNS | {"panels", "methods"},
@@ -122,7 +124,8 @@ MAY_IMPORT = {
     "memory": NOUNS | {"memory_shapes", "memory_formulas", "batching"},
     "memory_ladder": NOUNS | {"memory_shapes", "memory_formulas", "memory"},
     "run": EVERYTHING - {"cli"},
-    "run_folder": NOUNS | {"evidence", "model", "prepare", "prepare_labels", "progress", "report"},
+    "run_folder": NOUNS
+    | {"checkpoint", "evidence", "model", "prepare", "prepare_labels", "progress", "report"},
     "dryrun": EVERYTHING - {"cli"},
     "dryrun_text": NOUNS | {"dryrun", "memory"},
     "run_labels": EVERYTHING - {"cli"},  # the same for texts and images with labels

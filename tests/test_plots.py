@@ -26,6 +26,7 @@ from sample_record import (  # type: ignore[import-not-found]
 )
 
 from sftkit import plots
+from sftkit.panels import smooth
 from sftkit.records import Drift, Forgot, Learned, RunRecord, TrainRecord
 
 RECORDS: dict[str, Callable[[], RunRecord]] = {
@@ -168,6 +169,26 @@ def test_a_run_without_steps_has_a_figure_too():
     figure = plots.plot_training(nothing, total_steps=40)
     assert title_of(figure) == "0 optimizer steps so far: no curve yet."
     assert figure.axes[0].get_xlim()[1] >= 40
+
+
+def test_training_shows_rate_speed_and_memory_below_its_losses_where_they_are_known():
+    training = sample_record().training
+    alt = plots.alt_text(plots.plot_training(training))
+    assert alt.endswith(
+        "below: Learning rate, peak 0.002; Tokens/s, median 254; Memory, at most 2.1 GB."
+    )
+    older = [dataclasses.replace(step, memory_bytes=0) for step in training.steps]
+    figure = plots.plot_training(dataclasses.replace(training, steps=tuple(older)))
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [
+        "", "Learning rate, peak 0.002", "Tokens/s, median 254",
+    ]  # fmt: skip
+
+
+def test_smoothing_is_the_mean_of_what_is_near_and_quick_in_a_long_run():
+    values = [float(number % 7) for number in range(100)]
+    assert smooth(values)[50] == pytest.approx(sum(values[45:56]) / 11)
+    assert smooth(values)[0] == pytest.approx(sum(values[:6]) / 6)
+    assert len(smooth([1.0] * 100_000)) == 100_000  # took minutes when each mean was summed anew
 
 
 def test_a_figure_shows_itself_in_a_notebook_with_its_alt_text():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,8 @@ class Clock:
 def step(number: int, *, heldout: float | None = None) -> Step:
     return Step(
         step=number, loss=2.0, learning_rate=1e-3, grad_norm=1.0, tokens=500 * number,
-        seconds=2.0 * number, heldout_loss=heldout,
+        seconds=2.0 * number, heldout_loss=heldout, memory_bytes=2_500_000_000,
     )  # fmt: skip
-
-
-def without_memory(text: str) -> list[str]:
-    return [re.sub(r" · \d+\.\d GB", "", line) for line in text.splitlines()]
 
 
 def test_a_log_gets_speed_loss_and_time_left_in_words():
@@ -56,11 +53,11 @@ def test_a_log_gets_speed_loss_and_time_left_in_words():
     for number in range(1, 4):
         clock.now = 30.0 * number
         watcher.on_step(step(number, heldout=1.5 if number == 2 else None), 3)
-    assert without_memory(stream.getvalue()) == [
+    assert stream.getvalue().splitlines() == [
         "training on cpu",
-        "step 1/3 · loss 2.000 · 250 tokens/s",
-        "step 2/3 · loss 2.000 · held-out 1.500 · 250 tokens/s · 30 s left",
-        "step 3/3 · loss 2.000 · held-out 1.500 · 250 tokens/s",
+        "step 1/3 · loss 2.000 · 250 tokens/s · 2.5 GB",
+        "step 2/3 · loss 2.000 · held-out 1.500 · 250 tokens/s · 30 s left · 2.5 GB",
+        "step 3/3 · loss 2.000 · held-out 1.500 · 250 tokens/s · 2.5 GB",
     ]
 
 
@@ -94,6 +91,29 @@ def test_a_terminal_gets_one_bar_with_notes_above_it():
     assert "loss 2.000 · held-out 1.250 · 250 tokens/s" in lines[-1]
     assert screen.getvalue().startswith("[not markup]\n")
     assert screen.getvalue().endswith("\x1b[?25h")  # the cursor is back
+
+
+def test_a_command_told_above_the_bar_is_not_broken_into_lines():
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=40, color_system=None)
+    with contextlib.closing(TerminalWatcher(console)) as watcher:
+        watcher.note("Go on with: sftkit run RECIPE --out runs/a-long-name-of-a-run --resume")
+    assert screen.getvalue().splitlines() == [
+        "Go on with: sftkit run RECIPE --out runs/a-long-name-of-a-run --resume"
+    ]
+
+
+def test_what_happens_on_the_way_is_a_line_between_the_steps():
+    stream = io.StringIO()
+    watcher = PlainWatcher(stream, clock=Clock())
+    watcher.on_step(step(1), 2)
+    watcher.note("step 2: memory ran out; 2 micro-batches from here on")
+    watcher.on_step(step(2), 2)
+    assert stream.getvalue().splitlines() == [
+        "step 1/2 · loss 2.000 · 250 tokens/s · 2.5 GB",
+        "step 2: memory ran out; 2 micro-batches from here on",
+        "step 2/2 · loss 2.000 · 250 tokens/s · 2.5 GB",
+    ]
 
 
 def test_an_interrupted_bar_gives_the_cursor_back():
@@ -160,32 +180,77 @@ def test_an_interrupted_notebook_shows_the_last_step(monkeypatch):
     assert "step 3/30" in shown.outputs[1][-1]["text/plain"]
 
 
-def test_a_kernel_leaves_one_final_figure_and_its_line():
+LIVE = """
+import sys; sys.path.insert(0, 'tests')
+import warnings; warnings.simplefilter('error')
+from sample_record import sample_record
+from sftkit.progress import NotebookWatcher, make_watcher
+watcher = make_watcher(heldout_start=3.39)
+assert isinstance(watcher, NotebookWatcher)
+seconds = iter(range(0, 10**9, 1000))
+watcher._clock = lambda: next(seconds)  # every step is due
+training = sample_record().training
+for step in training.steps[::28]:
+    watcher.on_step(step, len(training.steps))
+watcher.note('micro-batches halved')
+watcher.close()
+"""
+AFTER = """
+from sftkit.plots import plot_learned
+plot_learned(sample_record().learned)
+"""
+
+
+def execute(engine: str, book: Any, folder: Path) -> Any:
+    """Run a notebook as a reader's tools do; give it executed."""
     import nbclient
     import nbformat
 
-    code = (
-        "import sys; sys.path.insert(0, 'tests')\n"
-        "import warnings; warnings.simplefilter('error')\n"
-        "from sample_record import sample_record\n"
-        "from sftkit.progress import make_watcher\n"
-        "watcher = make_watcher(heldout_start=3.39)\n"
-        "training = sample_record().training\n"
-        "for step in training.steps:\n"
-        "    watcher.on_step(step, len(training.steps))\n"
-        "watcher.close()\n"
-    )
-    figure = "from sftkit.plots import plot_learned\nplot_learned(sample_record().learned)"
-    cells = [nbformat.v4.new_code_cell(source) for source in (code, figure)]
-    book = nbformat.v4.new_notebook(cells=cells)
-    nbclient.NotebookClient(book, timeout=60, kernel_name="python3").execute()
-    live, line = book.cells[0].outputs
-    assert live.metadata["image/png"]["alt"].startswith("Held-out loss fell from 3.39 to 0.60")
+    if engine == "nbclient":
+        nbclient.NotebookClient(book, timeout=60, kernel_name="python3").execute()
+        return book
+    nbformat.write(book, folder / "in.ipynb")
+    command = [
+        sys.executable, "-m", "papermill", "--no-progress-bar", "-k", "python3",
+        str(folder / "in.ipynb"), str(folder / "out.ipynb"),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, timeout=60, capture_output=True)
+    return nbformat.read(folder / "out.ipynb", as_version=4)
+
+
+@pytest.mark.parametrize("engine", ["nbclient", "papermill"])
+def test_a_kernel_leaves_one_final_figure_and_its_line(engine, tmp_path):
+    import nbformat
+
+    cells = [nbformat.v4.new_code_cell(source) for source in (LIVE, AFTER)]
+    executed = execute(engine, nbformat.v4.new_notebook(cells=cells), tmp_path)
+    live, line, note = executed.cells[0].outputs  # five drawings, one figure
+    assert live.metadata["image/png"]["alt"].startswith("Held-out loss fell from 3.39 to")
     assert "image/png" in live.data
     assert line.data["text/plain"].startswith("step 113/113 · loss ")
-    assert [sorted(output.data) for output in book.cells[1].outputs] == [
+    assert note.text == "micro-batches halved\n"
+    assert len(nbformat.writes(executed)) < 400_000  # two figures as text
+    assert [sorted(output.data) for output in executed.cells[1].outputs] == [
         ["image/png", "text/plain"]
     ]
+
+
+def test_drawing_takes_a_twentieth_of_the_time_at_most(monkeypatch):
+    import IPython.display
+
+    clock, drawn = Clock(), []
+
+    def display(value: Any, **_: Any) -> Any:
+        drawn.append(clock.now)
+        clock.now += 1.5  # a slow machine: three seconds for figure and line
+        return type("Handle", (), {"update": lambda _, value, **__: display(value)})()
+
+    monkeypatch.setattr(IPython.display, "display", display)
+    watcher = NotebookWatcher(clock=clock)
+    for number in range(1, 601):
+        clock.now += 1.0
+        watcher.on_step(step(number), 10_000)
+    assert 1.5 * len(drawn) / clock.now <= 1 / 20
 
 
 def test_without_a_terminal_or_notebook_lines_are_written(capsys):
@@ -201,6 +266,8 @@ def test_kinds_are_chosen_by_name_and_unknown_ones_refused(monkeypatch):
     assert isinstance(make_watcher("notebook"), NotebookWatcher)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert isinstance(make_watcher(), TerminalWatcher)
+    monkeypatch.setenv("TERM", "dumb")
+    assert isinstance(make_watcher(), PlainWatcher)
     message = "There is no watcher 'loud'. Use auto, terminal, notebook, plain, silent."
     with pytest.raises(SettingsError, match=re.escape(message)):
         make_watcher("loud")  # type: ignore[arg-type]
@@ -228,8 +295,6 @@ def test_seconds_are_said_in_words(seconds, words):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux forks a peak along")
 def test_the_peak_of_a_process_does_not_begin_with_its_parent_s():
-    import subprocess
-
     block = bytearray(b"x" * 400_000_000)
     code = "from sftkit.progress import peak_memory_bytes; print(peak_memory_bytes())"
     # With a preexec_fn Python forks, and the parent's peak is the child's first ru_maxrss.

@@ -17,7 +17,7 @@ from sftkit.evidence.label_scores import make_label_measure
 from sftkit.heads import save_image_form
 from sftkit.labelled import ImageForm, LabelledText, Targets
 from sftkit.objectives import make_objective
-from sftkit.prepare_labels import prepare_labels
+from sftkit.prepare_labels import prepare_labels, texts_of
 from sftkit.recipe import load_recipe, recipe_from_dict
 from sftkit.records import RunRecord, load_run
 from sftkit.run import find_recipe, run
@@ -283,6 +283,44 @@ def test_the_bundled_recipe_is_checked_and_asks_for_labels():
         "minilm-l6",
     )
     assert dataclasses.asdict(bundled.objective)["loss"] == "auto"
+
+
+@pytest.mark.parametrize("task", ["classify", "regress"])
+def test_texts_are_cut_into_pairs_that_the_encoder_reads_as_two(task, tmp_path):
+    whole = recipe(tmp_path, task)
+    plain, cut = (
+        prepare_labels(
+            recipe_from_dict({**whole, "data": {**whole["data"], **more}}),
+            tokenizer=make_tokenizer(),
+        )
+        for more in ({}, {"pair_at": " in "})
+    )
+    tokenizer = make_tokenizer()
+    rows_read = plain.splits.train
+    for before, after in zip(plain.train, cut.train, strict=True):
+        text = rows_read["text"][before.row]
+        assert before.input_ids == tuple(tokenizer(text)["input_ids"])
+        assert after.input_ids == tuple(tokenizer(*text.split(" in ", 1))["input_ids"])
+        assert (before.target, before.row, before.group) == (after.target, after.row, after.group)
+    assert texts_of(rows_read, plain.train) == texts_of(cut.splits.train, cut.train)
+
+
+def test_a_text_that_cannot_be_cut_into_a_pair_is_refused_with_its_place(tmp_path):
+    whole = recipe(tmp_path, "classify", data={"pair_at": "lakes"})
+    with pytest.raises(DataError, match=r"classify.jsonl:1: data.pair_at='lakes' does not cut"):
+        prepare_labels(recipe_from_dict(whole), tokenizer=make_tokenizer())
+
+
+def test_only_texts_with_labels_or_scores_are_cut_into_pairs():
+    for data in ({"task": "chat"}, {"task": "image"}, {"task": "classify", "pair_at": ""}):
+        with pytest.raises(SettingsError, match="data.pair_at"):
+            recipe_from_dict({"name": "x", "data": {"source": "shop", "pair_at": " in ", **data}})
+
+
+def test_a_run_on_pairs_says_in_its_folder_where_it_cut_them(tmp_path):
+    record, out = carry_out(tmp_path, "classify", data={"pair_at": " in "})
+    assert record.learned.labels is not None
+    assert json.loads((out / "targets.json").read_text(encoding="utf-8"))["pair_at"] == " in "
 
 
 def test_the_majority_is_that_of_the_rows_before_they_were_balanced(tmp_path):
