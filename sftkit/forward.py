@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sftkit import packed
 from sftkit.records import IGNORE, Encoded
 
 if TYPE_CHECKING:
@@ -124,6 +125,8 @@ def answer_losses(
 def hidden_at(model: Any, chosen: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
     """Run the model's own forward and give what its output head is fed at chosen positions.
 
+    In a training with `speed` the rows are packed: without padding, a shared beginning once.
+
     Args:
         model: A causal model, bare or wrapped by peft or Accelerate.
         chosen: True where wanted, shape (B, T).
@@ -133,15 +136,22 @@ def hidden_at(model: Any, chosen: torch.Tensor, **inputs: torch.Tensor) -> torch
         Hidden states of shape (N, D), N the count of chosen positions in row order.
     """
     kept: list[torch.Tensor] = []
+    layout = None
+    if inputs.keys() == {"input_ids", "attention_mask"}:
+        layout = packed.layout_for(unwrapped(model), **inputs)
 
     def keep_chosen(_: torch.nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-        kept.append(given[0][:, -chosen.shape[1] :][chosen])
+        if layout is None:
+            kept.append(given[0][:, -chosen.shape[1] :][chosen])
+        else:
+            kept.append(given[0][0].index_select(0, layout.places[chosen]))
         return (given[0][:, :0], *given[1:])  # the head itself has nothing to do
 
     hook = output_head(model).register_forward_pre_hook(keep_chosen)
     try:
         with precision_of(model):
-            model(**inputs, use_cache=False)
+            given = inputs if layout is None else packed.inputs_of(layout)
+            model(**given, use_cache=False)
     finally:
         hook.remove()
     return kept[0]

@@ -8,13 +8,14 @@ forward pass, and the output head runs only where tokens are supervised. No torc
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sftkit.batching import deal, plan_batches
-from sftkit.errors import ModelError
+from sftkit.errors import ModelError, SettingsError
 from sftkit.memory_formulas import FORMULAS, MACHINES, Device, ForwardPass, Held
 from sftkit.memory_shapes import read_shape
 from sftkit.settings import AdapterSettings, ModelSettings, Task, TrainSettings
@@ -31,6 +32,14 @@ COMPONENTS: Mapping[str, str] = {
     "loading": "what reading and quantizing the weights takes beyond all that",
 }
 """Parts of an estimate, in the order they are drawn and listed."""
+_TRAINED = ("gradients", "optimizer")
+SPLIT: Mapping[str, tuple[str, ...]] = {
+    "ddp": (),
+    "deepspeed-zero2": _TRAINED,
+    "deepspeed-zero3": ("weights", "adapter", *_TRAINED),
+    "fsdp": ("weights", "adapter", *_TRAINED),
+}
+"""Parts of which every process holds only its share, by strategy (Rajbhandari et al. 2020)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +212,40 @@ def _fullest(train: TrainSettings, length: int, share: float) -> ForwardPass:
     rows = min(rows, train.examples_per_batch or rows)
     rows = math.ceil(rows / train.micro_batches)
     return ForwardPass(rows=rows, length=length, supervised=round(share * rows * length))
+
+
+def per_process(one: MemoryEstimate, *, strategy: str, processes: int) -> MemoryEstimate:
+    """Divide what a strategy splits among processes: plain arithmetic, not fitted to any run.
+
+    Not counted: buffers for what the processes send each other, and the block whose weights are
+    brought together while it computes (deepspeed-zero3, fsdp).
+
+    Args:
+        one: What one process needs with its own share of a step's rows.
+        strategy: ddp, fsdp, deepspeed-zero2 or deepspeed-zero3.
+        processes: How many processes.
+
+    Raises:
+        SettingsError: There is no such strategy, or no process.
+    """
+    if strategy not in SPLIT or processes < 1:
+        raise SettingsError(
+            f"strategy={strategy!r} must be one of {', '.join(SPLIT)}, and processes={processes} "
+            "must be 1 or more."
+        )
+    components = {
+        name: math.ceil(size / processes) if name in SPLIT[strategy] else size
+        for name, size in one.components.items()
+    }
+    total = sum(components.values())
+    return dataclasses.replace(
+        one,
+        components=components,
+        total=total,
+        low=round(one.low * total / one.total),
+        high=round(one.high * total / one.total),
+        assumed=(*one.assumed, f"{strategy} divides its parts evenly by {processes}"),
+    )
 
 
 def in_gigabytes(size: float) -> str:

@@ -28,7 +28,14 @@ from sftkit.records import (
     Step,
     TrainRecord,
 )
-from sftkit.run_folder import Stopwatch, full_disk_in_words, make_record, write_run
+from sftkit.run_folder import (
+    RECIPE,
+    Stopwatch,
+    full_disk_in_words,
+    make_record,
+    write_recipe,
+    write_run,
+)
 from sftkit.settings import ModelSettings, Recipe, loss_unit
 from sftkit.trackers import refuse_trackers, track_steps
 from sftkit.trouble import memory_in_words
@@ -75,7 +82,7 @@ def run(
             "`sftkit run RECIPE --processes N`."
         )
     refuse_trackers(recipe.train)
-    folder = _own_folder(out)
+    folder = _own_folder(out, recipe)
     unit = loss_unit(recipe.data.task, recipe.objective.loss)
     with contextlib.closing(watcher or make_watcher(unit=unit)) as watching:
         # In training, micro-batches halve first, and checkpoints are told and left out.
@@ -256,7 +263,6 @@ def train_adapter(
     from sftkit.train_state import Keeping
 
     meet(fingerprints, device=unwrapped(tuned).device.type)
-    processes = f" --processes {process_count()}" if process_count() > 1 else ""
     with (
         write_metrics(folder / "metrics.jsonl", note=watcher.note) as write,
         (
@@ -283,7 +289,7 @@ def train_adapter(
                 fingerprints=fingerprints,
                 resume=resume,
                 allow_changes=allow_changes,
-                how_to_resume=f"Go on with: sftkit run RECIPE --out {folder} --resume{processes}",
+                how_to_resume=_how_to_resume(folder),
                 note=watcher.note,
             ),
             on_step=on_step,
@@ -355,16 +361,27 @@ def find_recipe(name: str, *, overrides: Sequence[str] = ()) -> Recipe:
     return load_recipe(path, overrides=overrides)
 
 
-def _own_folder(out: str | Path) -> Path:
+def _own_folder(out: str | Path, recipe: Recipe) -> Path:
+    """Make the run's folder, and put the recipe into it: going on takes it from there."""
     folder = Path(out)
     if (folder / "run.json").exists():
         raise SettingsError(f"{folder} already holds a run. Choose another --out, or remove it.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "metrics.jsonl").touch()
+        if not (folder / RECIPE).exists():
+            write_recipe(recipe, folder)
     except OSError as error:
         raise SettingsError(f"{folder} cannot be written: {error.strerror}.") from error
     return folder
+
+
+def _how_to_resume(folder: Path) -> str:
+    import shlex
+
+    processes = f" --processes {process_count()}" if process_count() > 1 else ""
+    recipe, out = (shlex.quote(str(path)) for path in (folder / RECIPE, folder))
+    return f"Go on with: sftkit run {recipe} --out {out} --resume{processes}"
 
 
 def _tell_preflight(

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from sftkit.prepare_labels import PreparedLabels
 
 
+RECIPE = "recipe.yaml"
+"""The recipe's name in a run's folder."""
+
+
 @contextlib.contextmanager
 def full_disk_in_words(folder: Path) -> Iterator[None]:
     """Say what is left of a run when its disk takes no more.
@@ -132,6 +136,13 @@ def make_record(
     )
 
 
+def write_recipe(recipe: Recipe, folder: str | Path) -> None:
+    """Write a recipe into a run's folder; secrets in it are blacked out."""
+    from sftkit.report.redact import redact
+
+    (Path(folder) / RECIPE).write_text(redact(yaml_text(recipe)), encoding="utf-8")
+
+
 def write_run(record: RunRecord, answers: Sequence[Any], folder: str | Path) -> None:
     """Write a run's folder: record, recipe, all answers, report, model card and plots.
 
@@ -143,12 +154,11 @@ def write_run(record: RunRecord, answers: Sequence[Any], folder: str | Path) -> 
         folder: The run's folder.
     """
     from sftkit.report.html import write_report
-    from sftkit.report.redact import redact, redact_record
+    from sftkit.report.redact import redact_record
 
     folder = Path(folder)
     clean = redact_record(record)
-    recipe = yaml_text(recipe_from_dict(record.recipe))
-    (folder / "recipe.yaml").write_text(redact(recipe), encoding="utf-8")
+    write_recipe(recipe_from_dict(record.recipe), folder)
     # Redacted before it is JSON: a key that was cut off would take the quotes after it along.
     lines = [json.dumps(to_plain(redact_record(one)), ensure_ascii=False) for one in answers]
     name = "answers.jsonl" if record.learned.labels is None else "predictions.jsonl"

@@ -321,6 +321,9 @@ class TrainSettings:
         trackers: Who else is told every step, beside metrics.jsonl: none, or one or more of
             tensorboard, trackio, wandb and mlflow. All write to this machine only (W&B is
             offline) unless their own environment variables, such as WANDB_MODE, say otherwise.
+        speed: auto uses faster parts in training where model and adapter allow: rows without
+            padding, the beginning that all rows of a batch share computed once, layers and their
+            updates in one function. off computes plainly. Losses agree up to rounding.
         seed: Seed of adapter weights, batch order and dropout.
     """
 
@@ -345,6 +348,7 @@ class TrainSettings:
     save_every: int | None = None
     keep_last: int = 2
     trackers: Literal["none", TrackerName] | tuple[TrackerName, ...] = "none"
+    speed: Literal["auto", "off"] = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:

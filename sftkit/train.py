@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import torch
 
-from sftkit import forward, regularise
+from sftkit import forward, regularise, speed
 from sftkit.batching import deal, plan_batches
 from sftkit.errors import TrainError
 from sftkit.forward import Batch, unwrapped
@@ -34,6 +34,8 @@ from sftkit.trouble import (
     free_memory,
     halve,
     is_out_of_memory,
+    memory_in_words,
+    rows_of,
     spike_in,
     stop_unless_finite,
 )
@@ -118,7 +120,7 @@ def train(
         _backward, model, together=together, objective=objective, collate=collate
     )
     model.train()
-    with _for_training(model, settings, done) as aids, StopButton().watched() as stop:
+    with _for_training(model, settings, done, together) as aids, StopButton().watched() as stop:
         for number, batch in enumerate(plan, start=1):
             if number <= len(done.steps) or (best and best.is_over):
                 continue
@@ -131,8 +133,7 @@ def train(
                 words = _ease(model, chosen, number, done=done, together=together, aids=aids)
                 state.tell(words, keeping)
             norm = _clip(model, chosen, number, loss, settings=settings, together=together)
-            optimizer.step()
-            optimizer.zero_grad()
+            _update(optimizer)
             if jump := spike_in(done.steps, loss, chosen):
                 state.tell(jump, keeping)
             done.tokens += sum(lengths[row] for row in batch)
@@ -173,10 +174,12 @@ def train(
 
 @contextlib.contextmanager
 def _for_training(
-    model: Any, settings: TrainSettings, done: Progress
+    model: Any, settings: TrainSettings, done: Progress, together: Processes
 ) -> Iterator[contextlib.ExitStack]:
     """Put on what only training has; more may be entered while it lasts."""
     with contextlib.ExitStack() as stack:
+        if not together.is_sharded:
+            stack.enter_context(speed.fast_training(model, settings))
         stack.enter_context(regularise.noisy_embeddings(model, settings.neftune_alpha))
         if done.activation_checkpointing:
             stack.enter_context(activations_computed_twice(model))
@@ -274,17 +277,18 @@ def refuse_if_nothing_to_learn(model: Any, examples: Sequence[Example]) -> None:
     """
     if not examples:
         raise TrainError("There are no training examples. See the refused rows for why.")
-    silent = [example.row for example in examples if not example.weight]
+    silent = [example for example in examples if not example.weight]
     if len(silent) == len(examples):
         total = sum(example.length for example in examples)
         raise TrainError(
-            f"0 of {total} tokens would be learned from: every label is masked. Check that the "
-            "rows have assistant turns and that the chat template is the model's own."
+            f"0 of {total} tokens would be learned from: every label is masked, in rows "
+            f"{rows_of(silent)}. Check that the rows have assistant turns and that the chat "
+            "template is the model's own."
         )
     if silent:
         raise TrainError(
             f"{len(silent)} of {len(examples)} examples have no supervised token and would teach "
-            f"nothing: rows {silent[:20]}. Leave them out."
+            f"nothing: rows {rows_of(silent)}. Leave them out."
         )
     if not trained_parameters(model):
         raise TrainError("No parameter requires a gradient. Attach an adapter first.")
@@ -370,6 +374,12 @@ def _ease(
         f"memory ran out in step {number} with micro-batches of one example: activations are "
         "computed twice from here on, which is slower (train.activation_checkpointing)"
     )
+
+
+def _update(optimizer: torch.optim.Optimizer) -> None:
+    with memory_in_words("updating the weights"):  # the first step makes the optimizer's state
+        optimizer.step()
+    optimizer.zero_grad()
 
 
 def _clip(

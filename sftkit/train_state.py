@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import signal
 import threading
@@ -14,7 +15,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from sftkit.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
+from sftkit.checkpoint import Checkpoint, checkpoints, newest_checkpoint, save_checkpoint
 from sftkit.errors import CheckpointError, StoppedError
 from sftkit.processes import Processes, is_launched
 from sftkit.records import Step, from_json
@@ -99,7 +100,7 @@ class State:
         if keeping and (is_due or is_asked):
             is_saved = self.save(keeping, settings.keep_last)
         if is_asked:
-            stop.raise_stopped(step, steps, keeping.how_to_resume if keeping and is_saved else None)
+            stop.raise_stopped(step, steps, _what_is_saved(keeping, is_saved=is_saved))
 
     def save(self, keeping: Keeping, keep_last: int) -> bool:
         """Write a checkpoint and say whether it could be; a full disk is told, not raised.
@@ -145,7 +146,13 @@ class State:
             CheckpointError: It is of another run or does not fit this model and optimizer; or a
                 new run was to begin where another one's checkpoints are.
         """
-        checkpoint = _find(keeping, self.together)
+        said: list[str] = []
+
+        def note(words: str) -> None:  # damaged checkpoints, changes that were allowed
+            said.append(words)
+            keeping.note(words)
+
+        checkpoint = _find(dataclasses.replace(keeping, note=note), self.together)
         if checkpoint is None:
             return False
         tensors, progress = checkpoint.tensors, checkpoint.progress
@@ -164,6 +171,7 @@ class State:
         vars(self.progress).update(progress["done"])
         steps = [from_json(Step, json.dumps(step)) for step in progress["done"]["steps"]]
         self.progress.steps = steps
+        self.progress.events.extend(said)
         by = _set_random(tensors["random"], self.together.index)
         words = f"went on after step {checkpoint.step} from {keeping.folder}"
         if by != self.together.count:
@@ -173,6 +181,15 @@ class State:
             )
         self.tell(words, keeping)
         return True
+
+
+def _what_is_saved(keeping: Keeping | None, *, is_saved: bool) -> str:
+    if keeping and is_saved:
+        return f"everything is saved. {keeping.how_to_resume}"
+    earlier = checkpoints(keeping.folder) if keeping else []
+    if keeping and earlier:
+        return f"it is not saved, step {earlier[0][0]} is. {keeping.how_to_resume}"
+    return "it is not saved."
 
 
 def _find(keeping: Keeping, together: Processes) -> Checkpoint | None:
@@ -286,18 +303,17 @@ class StopButton:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def raise_stopped(self, step: int, steps: int, how_to_resume: str | None) -> None:
+    def raise_stopped(self, step: int, steps: int, saved: str) -> None:
         """End the run in words.
 
         Args:
             step: The last step that was done.
             steps: All steps of the run.
-            how_to_resume: What to do to go on; None if the step could not be saved.
+            saved: What is saved, and how to go on.
 
         Raises:
             StoppedError: Always.
         """
-        saved = f"everything is saved. {how_to_resume}" if how_to_resume else "it is not saved."
         by = self.asked_by or "another process was asked"
         raise StoppedError(f"Stopped after step {step} of {steps} ({by}); {saved}")
 

@@ -111,7 +111,7 @@ def stop_unless_finite(
     if not math.isfinite(value):
         raise TrainError(
             f"The {what} of step {number} is {value}, so training stopped before the adapter "
-            f"changed. Rows of the batch: {_rows(batch)}. Usual "
+            f"changed. Rows of the batch: {rows_of(batch)}. Usual "
             f"causes: learning_rate too high (here {settings.learning_rate:g}) or float16 overflow."
         )
 
@@ -136,11 +136,12 @@ def spike_in(steps: Sequence[Step], loss: float, batch: Sequence[Example]) -> st
         return None
     return (
         f"the loss of step {steps[-1].step + 1} jumped to {loss:.3f}; the median of the "
-        f"{len(before)} steps before is {median:.3f}. Rows of the batch: {_rows(batch)}"
+        f"{len(before)} steps before is {median:.3f}. Rows of the batch: {rows_of(batch)}"
     )
 
 
-def _rows(batch: Sequence[Example]) -> str:
-    rows = sorted(example.row for example in batch)
+def rows_of(examples: Sequence[Example]) -> str:
+    """Write the row numbers of examples: the first twenty, and how many more."""
+    rows = sorted(example.row for example in examples)
     more = f" and {len(rows) - 20} more" if len(rows) > 20 else ""
     return f"{rows[:20]}{more}"

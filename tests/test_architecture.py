@@ -61,6 +61,7 @@ MAY_IMPORT = {
     "plots_labels": NOUNS | {"panels"},
     "plots_images": NOUNS | {"panels"},
     "plots_memory": NOUNS | {"panels", "memory"},
+    "plots_processes": NOUNS | {"panels", "memory"},
     "chat": NOUNS,
     # Where words stand in a rendered conversation; then many conversations at once.
     "template": NOUNS | {"chat"},
@@ -84,7 +85,10 @@ MAY_IMPORT = {
     "adapter_files": NOUNS | {"adapter_kinds", "adapter"},
     # One forward pass: its precision, and the output head at chosen positions. Training and
     # scoring share it, so that what is measured is what was trained.
-    "forward": NOUNS,
+    "forward": NOUNS | {"packed"},
+    # Rows without padding; then faster forwards of layers. Both only while a training lasts.
+    "packed": set(),
+    "speed": NOUNS | {"forward", "packed"},
     "objectives": NOUNS | {"forward"},
     "labelled": NOUNS,
     "heads": NOUNS | {"model", "labelled", "adapter_targets"},
@@ -102,7 +106,7 @@ MAY_IMPORT = {
     "train_state": NOUNS | {"checkpoint", "processes", "regularise"},
     "train": NOUNS
     | {"forward", "batching", "held_memory", "optim", "processes", "regularise"}
-    | {"train_state", "trouble"},
+    | {"speed", "train_state", "trouble"},
     # Scorers put prompts through the chat template and fill batches as training does.
     "evidence": NOUNS | {"forward", "batching", "chat", "labelled", "objectives"},
     "panels": NOUNS,  # the pieces plots are made of

@@ -674,7 +674,13 @@ def test_a_loss_that_is_no_number_stops_with_its_rows_and_the_checkpoint_is_good
     assert furthest(again, weights) == 0.0
 
 
-@pytest.mark.parametrize("masked", [range(8), (2, 5)], ids=["all", "some"])
+@pytest.mark.parametrize(
+    "masked",
+    [
+        pytest.param(range(8), id="all"),
+        pytest.param((2, 5), id="some"),
+    ],
+)
 def test_masked_labels_stop_before_the_first_step_and_touch_no_checkpoint(masked, tmp_path):
     with pytest.raises(StoppedError):
         carry_out(tmp_path, stop_after=3)

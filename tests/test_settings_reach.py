@@ -65,6 +65,7 @@ TRAIN: Walk = {
     "save_every": (SAME, None, 2),
     "keep_last": ({"save_every": 1}, 2, 3),
     "trackers": (SAME, "none", "tensorboard"),  # test_trackers.py runs with each
+    "speed": (SAME, "auto", "off"),
     "seed": ({"max_tokens_per_batch": 200}, 0, 1),
 }
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from sftkit.errors import MemoryRanOutError, TrainError
 from sftkit.objectives import chat_loss
@@ -111,6 +112,18 @@ def test_memory_that_runs_out_elsewhere_is_told_in_words_and_other_errors_pass()
         raise RuntimeError("std::bad_alloc")
     with pytest.raises(RuntimeError, match="shapes"), memory_in_words("measuring"):
         raise RuntimeError("shapes")
+
+
+def test_memory_that_runs_out_for_the_optimizers_state_is_told_in_words():
+    def no_room(*_: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    handle = register_optimizer_step_pre_hook(no_room)
+    try:
+        with pytest.raises(MemoryRanOutError, match="while updating the weights"):
+            train(make_tuned(), make_examples(), SETTINGS, objective=chat_loss)
+    finally:
+        handle.remove()
 
 
 def steps_of(*values: float) -> list[Step]:
