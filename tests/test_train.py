@@ -365,7 +365,8 @@ def test_a_run_whose_labels_are_all_masked_is_refused():
     tokens = sum(len(example.input_ids) for example in examples)
     assert refusal(make_tuned(), examples) == (
         f"0 of {tokens} tokens would be learned from: every label is masked, in rows "
-        "[0, 1, 2, 3, 4, 5, 6, 7]. Check that the rows have assistant turns and that the chat template is the model's own."
+        "[0, 1, 2, 3, 4, 5, 6, 7]. Check that the rows have assistant turns and that the chat "
+        "template is the model's own."
     )
 
 
