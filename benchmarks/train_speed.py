@@ -34,6 +34,7 @@ LEGS = {
     "trl-best": "TRL SFTTrainer, bf16 weights, bf16 autocast, no checkpointing, eager attention",
     "trainer": "peft + transformers.Trainer, defaults: fp32, sdpa",
     "sftkit": "sftkit, defaults: dtype auto",
+    "sftkit-plain": "sftkit, dtype auto, speed off",
     "sftkit-lean": "sftkit, dtype auto, two micro-batches a step",
     "sftkit-checkpointed": "sftkit, dtype auto, activations computed twice",
     "sftkit-fp32": "sftkit, dtype float32",
@@ -71,7 +72,17 @@ class Job:
 
 @dataclass(kw_only=True)
 class Measured:
-    """One leg, once. Times and tokens leave out the first step; padding never counts."""
+    """One leg, once. Times and tokens leave out the first step; padding never counts.
+
+    The held-out loss is that of the adapter on the base in float32, whatever it was trained in.
+
+    Attributes:
+        tokens: Tokens of the rows trained on.
+        computed_tokens: Tokens that went through the model: with padding, and a beginning that is
+            shared by the rows of a batch once.
+        flop: Products of these tokens with the frozen weights, forward and back, and with the
+            output head at supervised positions only.
+    """
 
     leg: str
     tokens: int
@@ -81,6 +92,8 @@ class Measured:
     heldout_loss: float
     losses: list[float]
     dtype: str
+    computed_tokens: int
+    flop: float
 
     @property
     def tokens_per_s(self) -> float:
@@ -90,16 +103,31 @@ class Measured:
 
 @dataclass
 class Stopwatch:
-    """Wall and CPU time at the end of every step, and the tokens of every batch made."""
+    """Wall and CPU time at the end of every step, and the tokens of every batch made.
+
+    `computed` counts what went through the input embeddings in training, up to each step's end.
+    """
 
     walls: list[float] = field(default_factory=list)
     cpus: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
+    computed: list[int] = field(default_factory=list)
+    seen: int = 0
+
+    def watch(self, model: Any) -> None:
+        """Count the tokens that a model embeds while it is in training mode."""
+        embedding = model.get_input_embeddings()
+
+        def count(module: Any, given: tuple[Any, ...]) -> None:
+            self.seen += given[0].numel() if module.training else 0
+
+        embedding.register_forward_pre_hook(count)
 
     def step_done(self) -> None:
         """Note the end of a step."""
         self.walls.append(time.perf_counter())
         self.cpus.append(time.process_time())
+        self.computed.append(self.seen)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,15 +184,27 @@ def run_leg(leg: str, job: Job) -> Measured:
     with_sftkit = leg.startswith("sftkit")
     model, losses = (train_sftkit if with_sftkit else train_trainer)(leg, job, rows, watch)
     peak = peak_memory_bytes()  # before the held-out rows, which are no part of training
+    base = model.get_base_model()
+    dtype = str(base.dtype).removeprefix("torch.")
+    head = base.get_output_embeddings().weight.numel()
+    body = sum(
+        weight.numel()
+        for name, weight in base.model.layers.named_parameters()
+        if weight.ndim == 2 and "lora_" not in name
+    )
+    computed = watch.computed[-1] - watch.computed[0]
+    answers = sum(rows.train[row].weight for batch in rows.batches[1:] for row in batch)
     return Measured(
         leg=leg,
         tokens=sum(watch.tokens[1 : len(watch.walls)]),
         seconds=watch.walls[-1] - watch.walls[0],
         cpu_seconds=watch.cpus[-1] - watch.cpus[0],
         peak_bytes=peak,
-        heldout_loss=mean_loss(score_examples(model, rows.heldout)),
+        heldout_loss=mean_loss(score_examples(model.float(), rows.heldout)),
         losses=losses,
-        dtype=str(model.get_base_model().dtype).removeprefix("torch."),
+        dtype=dtype,
+        computed_tokens=computed,
+        flop=4.0 * (body * computed + head * answers),
     )
 
 
@@ -178,6 +218,7 @@ def train_sftkit(leg: str, job: Job, rows: Rows, watch: Stopwatch) -> tuple[Any,
         attention=job.attention,  # type: ignore[arg-type]
     )
     base = model.load_model(settings)
+    watch.watch(base)
     lora = AdapterSettings(r=job.r, lora_alpha=2 * job.r)
     tuned = adapter.attach_adapter(base, lora, seed=job.seed)
     watch.tokens = [sum(len(rows.train[row].input_ids) for row in b) for b in rows.batches]
@@ -188,6 +229,7 @@ def train_sftkit(leg: str, job: Job, rows: Rows, watch: Stopwatch) -> tuple[Any,
             rows.settings,
             micro_batches=2 if leg == "sftkit-lean" else 1,
             activation_checkpointing=leg == "sftkit-checkpointed",
+            speed="off" if leg == "sftkit-plain" else "auto",
         ),
         objective=objectives.chat_loss,
         on_step=lambda step, total: watch.step_done(),
@@ -216,6 +258,7 @@ def train_trainer(leg: str, job: Job, rows: Rows, watch: Stopwatch) -> tuple[Any
         dtype=torch.bfloat16 if best else torch.float32,
         attn_implementation="eager" if best else "sdpa",
     )
+    watch.watch(base)
     tokenizer = AutoTokenizer.from_pretrained(rows.model_path)
     data = datasets.Dataset.from_list(
         [{"input_ids": list(row.input_ids), "labels": list(row.labels)} for row in rows.train]
@@ -325,6 +368,26 @@ def plain_losses(job: Job, rows: Rows) -> list[float]:
     return losses
 
 
+def product_peak() -> float:
+    """Time this machine's best bf16 matrix product, in FLOP/s; the best of a few shapes and tries.
+
+    Runs in a process of its own, like the legs.
+    """
+    code = (
+        "import time, torch\n"
+        "best = 0.0\n"
+        "for rows, inner, columns in ((1024, 1024, 1024), (2048, 576, 1536), (512, 2048, 2048)):\n"
+        "    a = torch.randn(rows, inner).bfloat16(); b = torch.randn(inner, columns).bfloat16()\n"
+        "    for _ in range(20):\n"
+        "        start = time.perf_counter(); a @ b\n"
+        "        spent = time.perf_counter() - start\n"
+        "        best = max(best, 2.0 * rows * inner * columns / spent)\n"
+        "print(best)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
 def run_apart(leg: str, job: Job) -> Measured:
     """Run a leg in a fresh process, so that its peak memory is its own."""
     command = [sys.executable, __file__, "--leg", leg, "--job", json.dumps(dataclasses.asdict(job))]
@@ -334,8 +397,13 @@ def run_apart(leg: str, job: Job) -> Measured:
     return Measured(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def summarise(runs: Sequence[Measured]) -> list[dict[str, Any]]:
-    """Reduce the rounds to one entry per leg: medians, and ratios paired within each round."""
+def summarise(runs: Sequence[Measured], peak: float) -> list[dict[str, Any]]:
+    """Reduce the rounds to one entry per leg: medians, and ratios paired within each round.
+
+    Args:
+        runs: Every leg of every round.
+        peak: FLOP/s of the machine's best product in bf16.
+    """
     by_leg: dict[str, list[Measured]] = {}
     for run in runs:
         by_leg.setdefault(run.leg, []).append(run)
@@ -358,6 +426,8 @@ def summarise(runs: Sequence[Measured]) -> list[dict[str, Any]]:
             "peak_bytes": statistics.median(run.peak_bytes for run in mine),
             "speed_ratio": against(mine, lambda run: run.tokens_per_s),
             "memory_ratio": against(mine, lambda run: run.peak_bytes),
+            "peak_share": statistics.median(run.flop / run.seconds / peak for run in mine),
+            "computed_share": statistics.median(run.computed_tokens / run.tokens for run in mine),
             "first_loss": mine[-1].losses[0],
             "last_loss": mine[-1].losses[-1],
             "heldout_loss": mine[-1].heldout_loss,
@@ -374,17 +444,20 @@ def as_table(report: dict[str, Any]) -> str:
         return f"{ratio:.2f}×" if ratio is not None else "–"
 
     lines = [
-        "| leg | tokens/s | speed | peak memory | memory | tokens/CPU-s | last loss | held-out |",
-        "|---|---|---|---|---|---|---|---|",
+        "| leg | tokens/s | speed | peak memory | memory | tokens/CPU-s | last loss | held-out "
+        "| computed tokens | of the bf16 peak |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines.extend(
         f"| {leg['leg']} ({leg['dtype']}) | {leg['tokens_per_s']:.0f} "
         f"| {times(leg['speed_ratio'])} | {leg['peak_bytes'] / 1e9:.2f} GB "
         f"| {times(leg['memory_ratio'])} | {leg['tokens_per_cpu_s']:.0f} "
-        f"| {leg['last_loss']:.4f} | {leg['heldout_loss']:.4f} |"
+        f"| {leg['last_loss']:.4f} | {leg['heldout_loss']:.4f} "
+        f"| {leg['computed_share']:.2f}× | {leg['peak_share']:.2f} |"
         for leg in report["legs"]
     )
-    lines += ["", *(f"{leg['leg']}: {leg['what']}" for leg in report["legs"])]
+    lines += ["", f"best bf16 product: {report['product_peak'] / 1e9:.0f} GFLOP/s"]
+    lines += [*(f"{leg['leg']}: {leg['what']}" for leg in report["legs"])]
     return "\n".join(lines)
 
 
@@ -430,6 +503,7 @@ def main() -> int:
         print(f"largest gap over {job.steps} steps: {gap:.2e} (allowed {LARGEST_LOSS_GAP:.0e})")
         return 0 if gap <= LARGEST_LOSS_GAP else 1
     load_before = note_load()
+    peak = product_peak()
     runs = []
     for turn in range(1, options.rounds + 1):
         for leg in options.legs.split(","):
@@ -439,7 +513,8 @@ def main() -> int:
         **describe(PACKAGES, load_before),
         "job": dataclasses.asdict(job),
         "rounds": options.rounds,
-        "legs": summarise(runs),
+        "product_peak": peak,
+        "legs": summarise(runs, peak),
     }
     if options.save:
         save(report, options.save)

@@ -21,6 +21,7 @@ from sftkit.adapter_kinds import (
 )
 from sftkit.adapter_targets import find_targets, head_names, inner_feedforward, last_parameters
 from sftkit.errors import AdapterError
+from sftkit.peft_import import quick_import
 from sftkit.settings import AdapterSettings
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ def attach_adapter(
         AdapterError: The method is unknown or cannot be put on this model, the model has an
             adapter already, the target matches no layer, or `layers` lies outside the model.
     """
-    from peft import get_peft_model
+    with quick_import():
+        from peft import get_peft_model
 
     if getattr(model, "peft_config", None) or hasattr(model, "sftkit_trained"):
         raise AdapterError(

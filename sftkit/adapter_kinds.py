@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sftkit.errors import AdapterError, near_names
+from sftkit.peft_import import quick_import
 from sftkit.settings import AdapterSettings, ModelSettings
 
 
@@ -406,6 +407,7 @@ def _can_target(peft_type: str) -> frozenset[str]:
 @functools.cache
 def registry() -> dict[str, Any]:
     """Read peft's own table: configuration class by method."""
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+    with quick_import():
+        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     return {peft_type.value: config for peft_type, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,9 +19,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Batch = dict[str, torch.Tensor]
-HEAD_ROWS = 64
+HEAD_ROWS = 128
 """Positions whose logits are in memory at a time, in training."""
+SPARE_ROWS = 16
+"""Rows of hidden states are padded to a multiple of it in front of the head."""
 HEAD_SCALE = 4096.0
+CACHED_NUMBERS = 1 << 18
+"""Logits that are worked on at a time: 1 MB in float32. 128 rows of SmolLM2 are 25 MB."""
 _AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 """Fields of configurations that say what is done to logits after the head."""
 _STANDS_ALONE: weakref.WeakKeyDictionary[torch.nn.Module, bool] = weakref.WeakKeyDictionary()
@@ -106,20 +110,20 @@ def answer_losses(
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     rows = chosen.nonzero()[:, 0]
 
-    def losses_of(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(
-            logits.float(), wanted, reduction="none", label_smoothing=label_smoothing
-        )
-
     if not _head_stands_alone(model):
-        return losses_of(logits_at(model, chosen, **inputs), targets[chosen]), rows
+        logits = logits_at(model, chosen, **inputs)
+        losses = torch.nn.functional.cross_entropy(
+            logits, targets[chosen], reduction="none", label_smoothing=label_smoothing
+        )
+        return losses, rows
     hidden = hidden_at(model, chosen, **inputs)
     with precision_of(model):
         head = output_head(model)
         if torch.is_grad_enabled() and hidden.requires_grad:
-            return _LossesInParts.apply(hidden, targets[chosen], head, losses_of), rows
+            return _LossesInParts.apply(hidden, targets[chosen], head, label_smoothing), rows
         parts = zip(hidden.split(HEAD_ROWS), targets[chosen].split(HEAD_ROWS), strict=True)
-        return torch.cat([losses_of(head(part), wanted) for part, wanted in parts]), rows
+        found = [_losses_of(_logits_of(head, part), want, label_smoothing) for part, want in parts]
+        return torch.cat([hidden.new_zeros(0, dtype=torch.float32), *found]), rows
 
 
 def hidden_at(model: Any, chosen: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
@@ -171,18 +175,17 @@ class _LossesInParts(torch.autograd.Function):
         hidden: torch.Tensor,
         targets: torch.Tensor,
         head: torch.nn.Module,
-        losses_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        label_smoothing: float,
     ) -> torch.Tensor:
         losses, gradients = [], []
         parts = zip(hidden.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True)
         for given, wanted in parts:
             with torch.enable_grad():
                 part = given.detach().requires_grad_()
-                of_part = losses_of(head(part), wanted)
-                # So that no small gradient is lost in float16; a power of two changes nothing.
-                scaled = of_part.sum() * HEAD_SCALE
-            (gradient,) = torch.autograd.grad(scaled, part)
-            losses.append(of_part.detach())
+                logits = _logits_of(head, part)
+            into = logits.detach()
+            losses.append(_losses_of(into, wanted, label_smoothing, into_gradients=True))
+            (gradient,) = torch.autograd.grad(logits, part, into)
             gradients.append(gradient.float() / HEAD_SCALE)
         ctx.save_for_backward(torch.cat(gradients) if gradients else hidden.float())
         ctx.dtype = hidden.dtype
@@ -192,6 +195,52 @@ class _LossesInParts(torch.autograd.Function):
     def backward(ctx: Any, of_losses: torch.Tensor) -> Any:
         (gradients,) = ctx.saved_tensors
         return (of_losses[:, None] * gradients).to(ctx.dtype), None, None, None
+
+
+def _logits_of(head: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    """Put rows (n, D) through the head, padded to one of few counts (see `packed._round_up`)."""
+    spare = -len(hidden) % SPARE_ROWS
+    logits: torch.Tensor = head(torch.nn.functional.pad(hidden, (0, 0, 0, spare)))
+    return logits[: len(hidden)]
+
+
+def _losses_of(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    label_smoothing: float,
+    *,
+    into_gradients: bool = False,
+) -> torch.Tensor:
+    """Compute cross-entropies (n,) of logits (n, V) in float32.
+
+    On a CPU a few rows at a time, so that they stay in its cache from the maximum to the gradient.
+
+    Args:
+        logits: Logits.
+        targets: The right columns, shape (n,).
+        label_smoothing: As in `answer_losses`.
+        into_gradients: Replace the logits by HEAD_SCALE times the gradient of their row's loss,
+            the chances less the target. The scale keeps small ones in float16; it is a power of
+            two, so it changes nothing.
+    """
+    wide_enough = max(1, CACHED_NUMBERS // logits.shape[-1])
+    at_once = wide_enough if logits.device.type == "cpu" else max(1, len(logits))
+    losses = [logits.new_zeros(0, dtype=torch.float32)]
+    for some, wanted in zip(logits.split(at_once), targets[:, None].split(at_once), strict=True):
+        chances = some.to(torch.float32, copy=True)
+        chances -= chances.amax(-1, keepdim=True)
+        loss = (label_smoothing - 1.0) * chances.gather(1, wanted)
+        if label_smoothing:
+            loss -= label_smoothing * chances.mean(-1, keepdim=True)
+        sums = chances.exp_().sum(-1, keepdim=True)
+        losses.append((loss + sums.log())[:, 0])
+        if into_gradients:
+            chances *= HEAD_SCALE / sums
+            if label_smoothing:
+                chances -= HEAD_SCALE * label_smoothing / logits.shape[-1]
+            less = torch.full_like(loss, HEAD_SCALE * (label_smoothing - 1.0))
+            some.copy_(chances.scatter_add_(1, wanted, less))
+    return torch.cat(losses)
 
 
 def _head_stands_alone(model: Any) -> bool:

@@ -87,7 +87,7 @@ SCORING_TOKENS = 512
 """Tokens scored at once between and after training (evidence.perplexity)."""
 MAPPED_BYTES = 1 << 25
 """glibc maps a block of this size apart, whatever it has seen before (mallopt(3))."""
-HEAD_ROWS = 64
+HEAD_ROWS = 128
 """Rows of logits computed at once where the head is frozen (forward)."""
 
 
@@ -343,16 +343,17 @@ class Held:
         return self.model.attention
 
     def _logits(self, one: ForwardPass) -> float:
-        """Give bytes at the head: logits, log-probabilities, and gradients.
+        """Give bytes at the head: logits, and what becomes of them.
 
-        A frozen head is computed a few rows at a time, and only the gradient by what it was fed is
-        kept; a trained one at all rows at once.
+        A frozen head is computed a few rows at a time, its logits turn into their gradients where
+        they are, and only the gradient by what it was fed is kept. A trained one has logits,
+        log-probabilities and gradients of all rows at once.
         """
         if self.task != "chat":
             return 8.0 * one.rows * self.classes
-        per_row = self.shape.vocabulary * (8 + (2 if self.width == 2 else 0))
-        at_once = HEAD_ROWS
+        per_row, at_once = self.shape.vocabulary * self.width, HEAD_ROWS
         if self.adapter.kind in ("freeze", "full"):
+            per_row = self.shape.vocabulary * (8 + (2 if self.width == 2 else 0))
             at_once = max(one.supervised, SCORING_TOKENS)
         return float(at_once * per_row + 4 * one.supervised * self.shape.width)
 

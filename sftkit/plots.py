@@ -106,16 +106,17 @@ def _draw_losses(
 ) -> None:
     axes.plot(numbers, losses, ".", color=TUNED, alpha=0.28, markersize=5)
     axes.plot(numbers, smooth(losses), color=TUNED, linewidth=2)
-    axes.plot(
-        *zip(*held, strict=True) if held else ([], []),
-        "D-",
-        color=INK,
-        linewidth=1.2,
-        markersize=6,
-        markerfacecolor="white",
-        markeredgewidth=1.6,
-        clip_on=False,
-    )
+    if held:  # an empty line that is not clipped leaves the panel no room
+        axes.plot(
+            *zip(*held, strict=True),
+            "D-",
+            color=INK,
+            linewidth=1.2,
+            markersize=6,
+            markerfacecolor="white",
+            markeredgewidth=1.6,
+            clip_on=False,
+        )
     _label_training(axes, held, losses)
     axes.set_ylim(bottom=0)
     axes.grid(axis="y")

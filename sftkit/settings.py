@@ -87,7 +87,7 @@ class ModelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """Which examples, and how they are divided.
+    r"""Which examples, and how they are divided.
 
     Attributes:
         source: A catalog name, a file (.jsonl, .json, .csv) or a hub dataset id.
@@ -112,7 +112,7 @@ class DataSettings:
         balance: over repeats rows of the rarer values, under leaves rows of the others out.
         max_tokens: Longest example in tokens; longer ones are refused, never cut.
         pair_at: For labels and scores: where each text is cut into two that the encoder reads as
-            a pair, such as the words "\\nPolicy: " between a question and a passage; None cuts
+            a pair, such as the words "\nPolicy: " between a question and a passage; None cuts
             nothing.
         system: System prompt put before every conversation; None leaves it to the template.
         replay: General text mixed into training, so that less is forgotten: a catalog name (of

@@ -11,35 +11,21 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from sftkit import packed
 from sftkit.forward import adds_virtual_tokens, unwrapped
+from sftkit.fused import GatedLayers, Layers, Member, Norm
 from sftkit.settings import TrainSettings
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
-Part = tuple["Member", torch.Tensor, torch.Tensor]
+Part = tuple[Member, torch.Tensor, torch.Tensor]
 ATTENTION = ("q_proj", "k_proj", "v_proj")
 GATED = ("gate_proj", "up_proj", "down_proj")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Member:
-    """A frozen linear layer and its low-rank update.
-
-    Attributes:
-        weight: Shape (out, in).
-        bias: Shape (out,), or None.
-        scaling: Factor on the update.
-    """
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    scaling: float
+_OTHER_ATTENTION = ("attn_logit_softcapping", "attention_chunk_size")
+"""Fields of configurations that say that attention is not the plain one."""
 
 
 def part_of(layer: Any) -> Part | None:
@@ -62,120 +48,6 @@ def part_of(layer: Any) -> Part | None:
     return part, a.weight, b.weight
 
 
-def _multiply(
-    x: torch.Tensor, members: Sequence[Member], low: Sequence[torch.Tensor]
-) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Multiply tokens (N, in) by layers; also give what the A matrices made of them, (N, sum r)."""
-    dtype = x.dtype
-    h = x @ torch.cat([a.to(dtype) for a in low[::2]]).T
-    outputs = []
-    at = 0
-    for member, b in zip(members, low[1::2], strict=True):
-        y = functional.linear(x, member.weight, member.bias)
-        r = b.shape[1]
-        y.addmm_(h[:, at : at + r], b.to(dtype).T, alpha=member.scaling)
-        at += r
-        outputs.append(y)
-    return outputs, h
-
-
-def _multiply_back(
-    gradients: Sequence[torch.Tensor],
-    x: torch.Tensor,
-    h: torch.Tensor,
-    members: Sequence[Member],
-    low: Sequence[torch.Tensor],
-    *,
-    needs_input: bool = True,
-) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-    """From the gradients of outputs to those of the input and of every A and B."""
-    dtype = x.dtype
-    into_h = torch.empty_like(h)
-    of_b = []
-    at = 0
-    for given, member, b in zip(gradients, members, low[1::2], strict=True):
-        r = b.shape[1]
-        into_h[:, at : at + r] = given @ (b.to(dtype) * member.scaling)
-        of_b.append((h[:, at : at + r].T @ given).T.to(b.dtype) * member.scaling)
-        at += r
-    of_a = (into_h.T @ x).to(low[0].dtype).split([b.shape[1] for b in low[1::2]])
-    back = None
-    if needs_input:
-        back = into_h @ torch.cat([a.to(dtype) for a in low[::2]])
-        for given, member in zip(gradients, members, strict=True):
-            back.addmm_(given, member.weight)
-    return back, [part for pair in zip(of_a, of_b, strict=True) for part in pair]
-
-
-class _Layers(torch.autograd.Function):
-    """Linear layers with low-rank updates that read the same input."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, members: Sequence[Member], *low: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        outputs, h = _multiply(x, members, low)
-        ctx.save_for_backward(x, h, *low)
-        ctx.members = members
-        return tuple(outputs)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        x, h, *low = ctx.saved_tensors
-        back, of_low = _multiply_back(
-            gradients, x, h, ctx.members, low, needs_input=ctx.needs_input_grad[0]
-        )
-        return back, None, *of_low
-
-
-class _GatedLayers(torch.autograd.Function):
-    """A feed-forward part, down(silu(gate(x)) * up(x)), that keeps x, gate(x) and up(x) only."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, members: Sequence[Member], *low: torch.Tensor
-    ) -> torch.Tensor:
-        (gate, up), h = _multiply(x, members[:2], low[:4])
-        inner = functional.silu(gate).mul_(up)
-        (y,), h_down = _multiply(inner, members[2:], low[4:])
-        ctx.save_for_backward(x, gate, up, h, h_down, *low)
-        ctx.members = members
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        x, gate, up, h, h_down, *low = ctx.saved_tensors
-        activated = functional.silu(gate)
-        inner: Any
-        inner, of_down = _multiply_back(gradients, activated * up, h_down, ctx.members[2:], low[4:])
-        of_up = activated.mul_(inner)
-        of_gate = torch.ops.aten.silu_backward(inner.mul_(up), gate)
-        back, of_rest = _multiply_back(
-            (of_gate, of_up), x, h, ctx.members[:2], low[:4], needs_input=ctx.needs_input_grad[0]
-        )
-        return back, None, *of_rest, *of_down
-
-
-class _Norm(torch.autograd.Function):
-    """Root mean square norm that keeps its input and one number a token."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        wide = x.float()
-        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        scale = torch.rsqrt(length.square_().div_(x.shape[-1]).add_(eps))
-        ctx.save_for_backward(x, weight, scale)
-        return (wide * scale).to(x.dtype).mul_(weight)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        x, weight, scale = ctx.saved_tensors
-        given = (gradients[0] * weight).float()
-        normed = x.float() * scale
-        dot = torch.linalg.vecdot(given, normed)[..., None].div_(-x.shape[-1])
-        return given.addcmul_(normed, dot).mul_(scale).to(x.dtype), None, None
-
-
 def fast_layers(layers: Sequence[Any]) -> list[Forward]:
     """Give forwards for layers that read the same input: who is asked first computes for all.
 
@@ -194,7 +66,7 @@ def fast_layers(layers: Sequence[Any]) -> list[Forward]:
             parts = [part_of(layer) for layer in layers]
             if args or options or any(part is None for part in parts):
                 return torch.as_tensor(own(layers[place], x, *args, **options))
-            outputs = _apply(_Layers, x, [part for part in parts if part is not None])
+            outputs = _apply(Layers, x, [part for part in parts if part is not None])
             for other, output in enumerate(outputs):
                 waiting[other] = (x, output)
             return waiting.pop(place)[1]
@@ -213,7 +85,7 @@ def fast_gated(module: Any) -> Forward:
         parts = [part_of(layer) for layer in layers]
         if any(part is None for part in parts):
             return torch.as_tensor(own(module, x))
-        return _apply(_GatedLayers, x, [part for part in parts if part is not None])[0]
+        return _apply(GatedLayers, x, [part for part in parts if part is not None])[0]
 
     return forward
 
@@ -223,7 +95,7 @@ def fast_norm(module: Any) -> Forward:
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            return torch.as_tensor(_Norm.apply(x, module.weight, module.variance_epsilon))
+            return torch.as_tensor(Norm.apply(x, module.weight, module.variance_epsilon))
 
     return forward
 
@@ -323,6 +195,46 @@ def fast_layers_of(model: Any) -> Iterator[int]:
             vars(module).pop("forward", None)
 
 
+def can_pack(base: Any) -> bool:
+    """Say whether a model takes packed rows: found out by putting two short rows through both ways.
+
+    Models whose layers mix tokens by other means than the attention they get from transformers, or
+    that do not hand on what they are called with, give other numbers.
+    """
+    if base.get_output_embeddings() is None:  # a head for labels: its batches are never packed
+        return False
+    config = base.config.get_text_config()
+    attention = getattr(config, "_attn_implementation", None)
+    is_plain = attention in {"eager", "sdpa", *packed.FLASH} and not any(
+        getattr(config, name, None) is not None for name in _OTHER_ATTENTION
+    )
+    devices = set(getattr(base, "hf_device_map", {}).values())  # a layout is on one device
+    asks_transformers = getattr(base, "_supports_attention_backend", False)
+    if not is_plain or not asks_transformers or len(devices) > 1:
+        return False
+    body = base.base_model
+    was_training = base.training
+    highest = min(config.vocab_size, 100)
+    ids = torch.arange(14, device=base.device).view(2, 7) * 31 % highest
+    ids[1, :3] = ids[0, :3]
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    base.eval()
+    try:
+        with torch.inference_mode():
+            plain = body(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+            with packed.packing(base):
+                layout = packed.pack(ids, [7, 5], share=attention not in packed.FLASH)
+                other = body(**packed.inputs_of(layout), use_cache=False)[0][0][layout.places]
+    except (TypeError, ValueError, NotImplementedError):  # it does not take what it is given
+        return False
+    finally:
+        base.train(was_training)
+    real = mask.bool()
+    gap = (plain[real].float() - other[real].float()).norm() / plain[real].float().norm()
+    return bool(gap < (1e-4 if base.dtype == torch.float32 else 0.05))
+
+
 @contextlib.contextmanager
 def fast_training(model: Any, settings: TrainSettings) -> Iterator[None]:
     """Make a training faster while it lasts, as far as model and settings allow.
@@ -339,7 +251,7 @@ def fast_training(model: Any, settings: TrainSettings) -> Iterator[None]:
     base = unwrapped(model)
     with contextlib.ExitStack() as stack:
         draws = settings.neftune_alpha > 0 or any(map(_draws, model.modules()))
-        if not (draws or adds_virtual_tokens(model)) and packed.can_pack(base):
+        if not (draws or adds_virtual_tokens(model)) and can_pack(base):
             stack.enter_context(packed.packing(base))
         if base.device.type == "cuda":
             stack.enter_context(_liger(base))

@@ -79,16 +79,18 @@ MAY_IMPORT = {
     "plots_holdings": NOUNS | {"panels", "holdings"},
     "plots_adapters": NOUNS | {"panels", "methods"},
     # The table of methods, the layers they act on, and what is done with them.
-    "adapter_kinds": NOUNS,
+    "peft_import": set(),
+    "adapter_kinds": NOUNS | {"peft_import"},
     "adapter_targets": NOUNS,
-    "adapter": NOUNS | {"adapter_kinds", "adapter_targets"},
+    "adapter": NOUNS | {"adapter_kinds", "adapter_targets", "peft_import"},
     "adapter_files": NOUNS | {"adapter_kinds", "adapter"},
     # One forward pass: its precision, and the output head at chosen positions. Training and
     # scoring share it, so that what is measured is what was trained.
     "forward": NOUNS | {"packed"},
     # Rows without padding; then faster forwards of layers. Both only while a training lasts.
     "packed": set(),
-    "speed": NOUNS | {"forward", "packed"},
+    "fused": set(),
+    "speed": NOUNS | {"forward", "fused", "packed"},
     "objectives": NOUNS | {"forward"},
     "labelled": NOUNS,
     "heads": NOUNS | {"model", "labelled", "adapter_targets"},

@@ -5,7 +5,9 @@ from typing import Any
 
 import exercise_cases_01  # type: ignore[import-not-found]
 import exercise_cases_02  # type: ignore[import-not-found]
+import exercise_cases_03  # type: ignore[import-not-found]
 import exercise_cases_04  # type: ignore[import-not-found]
+import exercise_cases_05  # type: ignore[import-not-found]
 import exercise_cases_11  # type: ignore[import-not-found]
 import exercise_cases_12  # type: ignore[import-not-found]
 import numpy as np
@@ -19,7 +21,9 @@ from sftkit.records import IGNORE, Change, Drift, Encoded, Forgot, Overall
 CASES = (
     exercise_cases_01,
     exercise_cases_02,
+    exercise_cases_03,
     exercise_cases_04,
+    exercise_cases_05,
     exercise_cases_11,
     exercise_cases_12,
 )

@@ -184,6 +184,14 @@ def test_training_shows_rate_speed_and_memory_below_its_losses_where_they_are_kn
     ]  # fmt: skip
 
 
+def test_a_run_without_held_out_losses_leaves_its_curve_the_room():
+    training = sample_record().training
+    steps = tuple(dataclasses.replace(step, heldout_loss=None) for step in training.steps)
+    figure = plots.plot_training(dataclasses.replace(training, steps=steps, heldout_start=None))
+    plots.to_png(figure)  # lays it out
+    assert figure.axes[0].get_position().height > 0.4
+
+
 def test_smoothing_is_the_mean_of_what_is_near_and_quick_in_a_long_run():
     values = [float(number % 7) for number in range(100)]
     assert smooth(values)[50] == pytest.approx(sum(values[45:56]) / 11)

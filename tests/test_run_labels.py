@@ -313,7 +313,7 @@ def test_a_text_that_cannot_be_cut_into_a_pair_is_refused_with_its_place(tmp_pat
 
 def test_only_texts_with_labels_or_scores_are_cut_into_pairs():
     for data in ({"task": "chat"}, {"task": "image"}, {"task": "classify", "pair_at": ""}):
-        with pytest.raises(SettingsError, match="data.pair_at"):
+        with pytest.raises(SettingsError, match=r"data\.pair_at"):
             recipe_from_dict({"name": "x", "data": {"source": "shop", "pair_at": " in ", **data}})
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from sftkit.settings import AdapterSettings, TrainSettings
 from tests.conftest import make_model
 from tests.test_train import make_examples
 
+CHECKOUT = Path(__file__).resolve().parent.parent
 SHAPE = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
@@ -131,7 +135,7 @@ def test_losses_and_gradients_are_those_of_the_plain_way(family, attention, shar
 def test_the_written_out_gradient_of_attention_is_that_of_torch(shared):
     batch = make_batch(shared)
     lengths = batch["attention_mask"].sum(1).tolist()
-    layout = packed.pack(batch["input_ids"], lengths, dtype=torch.float64)
+    layout = packed.pack(batch["input_ids"], lengths)
     torch.manual_seed(0)
     count = layout.input_ids.shape[1]
     given = [torch.randn(count, heads, 8, dtype=torch.float64) for heads in (6, 2, 2)]
@@ -258,7 +262,7 @@ def test_a_model_that_mixes_tokens_by_other_means_is_not_packed():
     model = make_tuned()
     embedding = model.get_base_model().get_input_embeddings()
     embedding.register_forward_hook(lambda _, __, out: out + out.roll(1, dims=1))
-    assert not packed.can_pack(model.get_base_model())
+    assert not speed.can_pack(model.get_base_model())
 
 
 def test_rows_past_a_sliding_window_are_not_packed():
@@ -297,6 +301,22 @@ def test_a_shared_beginning_is_computed_once():
         fast = hidden_at(model, chosen, **inputs)
     lengths = [len(example.input_ids) for example in make_examples()]
     layout = packed.pack(batch["input_ids"], lengths)
-    assert seen == [sum(lengths) - (len(lengths) - 1) * layout.shared]
+    assert seen == [packed._round_up(sum(lengths) - (len(lengths) - 1) * layout.shared)]
     assert layout.shared == 14  # the user's header and 'What is '
     assert gap(fast, plain) < 1e-6
+
+
+def test_attaching_an_adapter_to_a_plain_model_loads_no_compiler():
+    code = (
+        "import sys, torch\n"
+        "from tests.conftest import make_model\n"
+        "from sftkit.adapter import attach_adapter\n"
+        "from sftkit.settings import AdapterSettings\n"
+        "attach_adapter(make_model(vocab_size=300), AdapterSettings(r=4))\n"
+        "print('bitsandbytes' in sys.modules, 'torch._inductor.compile_fx' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=CHECKOUT, capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["True", "False"]

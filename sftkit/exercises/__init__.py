@@ -19,7 +19,9 @@ from sftkit.exercises import (
     notebook_00,
     notebook_01,
     notebook_02,
+    notebook_03,
     notebook_04,
+    notebook_05,
     notebook_11,
     notebook_12,
 )
@@ -43,7 +45,16 @@ _COLOURS: Mapping[State, str] = {"right": "#0072B2", "wrong": "#D55E00", "unansw
 
 EXERCISES: Mapping[str, Exercise] = {
     one.id: one
-    for notebook in (notebook_00, notebook_01, notebook_02, notebook_04, notebook_11, notebook_12)
+    for notebook in (
+        notebook_00,
+        notebook_01,
+        notebook_02,
+        notebook_03,
+        notebook_04,
+        notebook_05,
+        notebook_11,
+        notebook_12,
+    )
     for one in notebook.EXERCISES
 }
 """Every exercise by id: the one registry."""
