@@ -56,6 +56,7 @@ def plot_one_batch(runs: Mapping[str, Sequence[Step]]) -> Figure:
             _label(loss, name, len(runs[name]), place, colours[name])
         for axes in (loss, norm):
             axes.set_xlim(0, longest * (1.5 if axes is loss else 1.03))
+            axes.locator_params(axis="x", integer=True)
             axes.set_xticks([step for step in axes.get_xticks() if step <= longest])
             axes.set_xlabel("Optimizer step")
             axes.set_ylim(bottom=-0.02 * axes.get_ylim()[1])

@@ -295,6 +295,9 @@ for step in climb.steps[:: max(1, climb_steps // 8)]:
 print(f"\njumps reported: {len(climb.events)}", *climb.events[:1], sep="\n")
 
 # %% [markdown]
+# Your eye saw it some steps earlier. The rule is slow on purpose: it takes a loss that stands far outside of all that was
+# usual before, and after so steep a fall much was usual. It is meant for hour-long runs that nobody looks at.
+#
 # The message names the rows of the batch. Here they are innocent: they are the same rows in every step, and the rate was
 # to blame. If in your own run the loss jumps and the rate is calm, look at those rows first.
 #

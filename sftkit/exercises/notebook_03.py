@@ -249,7 +249,7 @@ EXERCISES = (
             ),
         ),
         deepens="Decay acts through learning rate × decay × steps, so a value that is right for a "
-        "hundred thousand steps does next to nothing in forty.",
+        "hundred thousand steps does next to nothing in a few dozen.",
     ),
     Exercise(
         id="03.5",
