@@ -132,7 +132,7 @@ EVALUATE: Walk = {
         (ObjectiveSettings, OBJECTIVE, set()),
         (ModelSettings, MODEL, set()),
         (EvaluateSettings, EVALUATE, set()),
-        (DataSettings, DATA_FIELDS, {"task"}),  # test_run_labels.py runs each task
+        (DataSettings, DATA_FIELDS, {"task", "pair_at"}),  # test_run_labels.py runs each
     ],
 )
 def test_every_field_is_in_a_walk(settings: Any, walk: Walk, elsewhere: set[str]) -> None:
