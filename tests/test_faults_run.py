@@ -706,8 +706,8 @@ def test_masked_labels_stop_before_the_first_step_and_touch_no_checkpoint(masked
 def test_the_best_weights_and_the_last_checkpoints_survive_a_resume(tmp_path):
     settings = TrainSettings(
         max_tokens_per_batch=250, epochs=12, learning_rate=0.03, warmup_fraction=0.0,
-        schedule="constant", early_stopping="heldout_loss", early_stopping_patience=4, heldout_evaluations=24,
-        save_every=1, keep_last=3,
+        schedule="constant", early_stopping="heldout_loss", early_stopping_patience=4,
+        heldout_evaluations=24, save_every=1, keep_last=3,
     )  # fmt: skip
     model, record = train_measured(settings, tmp_path / "whole")
     assert 0 < record.kept_step < len(record.steps) < 24  # the best came early, and it stopped
