@@ -285,6 +285,7 @@ def settings_of(job: Job) -> tuple[Any, Any, Any]:
                 "max_tokens_per_batch": job.rows * job.length,
                 "max_steps": STEPS,
                 "heldout_evaluations": 1,
+                "speed": "off",  # the plain path is predicted; the faster one takes less
                 **job.train,
             }
         ),
