@@ -97,7 +97,8 @@ def test_two_processes_reach_what_one_reaches(results, place):
     assert furthest(alone, together, "gradient") < 1e-6
     # Adam divides by the size of a gradient, and so makes more of the last bits of a small one.
     assert furthest(alone, together, "weight") < 1e-5
-    assert furthest(alone, together, "losses") < 1e-6
+    # Each process packs its own rows, so sums come in another order, and Adam carries that on.
+    assert furthest(alone, together, "losses") < 5e-6
 
 
 @EVERY_WAY
