@@ -25,8 +25,9 @@ from tests.reload_adapters import MODEL, load_base, logits
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 CHECKOUT = Path(__file__).resolve().parent.parent
+# ia3 scales activations of up to 35: at larger rates float32's rounding alone comes near 1e-4.
 RATES = {
-    "lora": 2e-3, "rslora": 1e-3, "dora": 2e-3, "pissa": 1e-3, "lora+": 5e-4, "ia3": 3e-2,
+    "lora": 2e-3, "rslora": 1e-3, "dora": 2e-3, "pissa": 1e-3, "lora+": 5e-4, "ia3": 3e-3,
     "prompt": 3e-2, "freeze": 3e-4, "full": 1e-4,
 }  # fmt: skip
 
