@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sftkit.errors import SftkitError
-from sftkit.records import Change
+from sftkit.evidence_records import Change
 from sftkit.settings import Recipe
 
 ANSWERED = 16

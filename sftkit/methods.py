@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sftkit.adapter_kinds import kind_of
-from sftkit.records import IGNORE, Change, Encoded
+from sftkit.evidence_records import Change
+from sftkit.records import IGNORE, Encoded
 from sftkit.settings import AdapterSettings, TrainSettings
 
 if TYPE_CHECKING:

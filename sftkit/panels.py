@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from sftkit.records import Change, Drift, Forgot, Learned, Overall, Verdict
+from sftkit.evidence_records import Change, Drift, Overall
+from sftkit.records import Forgot, Learned, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from sftkit.evidence.leak import LeakEffect
-    from sftkit.records import Change
+    from sftkit.evidence_records import Change
 
 _LABELS_SHOWN = 20
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from sftkit.evidence_records import Change
 from sftkit.panels import (
     BAND,
     BASE,
@@ -21,7 +22,7 @@ from sftkit.panels import (
     smooth,
     styled,
 )
-from sftkit.records import Change, Step
+from sftkit.records import Step
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

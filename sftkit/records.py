@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from sftkit.errors import RecordError
+from sftkit.evidence_records import Change, Checks, Drift, Flip, Overall, ProbeChange
 from sftkit.label_records import LabelReport
 from sftkit.settings import to_plain
 
@@ -169,91 +170,6 @@ class Answer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
-    """One paired measurement, before (base) and after (tuned).
-
-    Attributes:
-        before: Value of the base model.
-        after: Value of the tuned model.
-        delta: after - before.
-        ci95: 95 % interval of delta from resampling whole groups.
-        items: Paired items.
-        groups: Groups they fall into.
-        tokens: Tokens scored, where the value is per token; 0 otherwise.
-    """
-
-    before: float
-    after: float
-    delta: float
-    ci95: tuple[float, float]
-    items: int
-    groups: int
-    tokens: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProbeChange:
-    """One multiple-choice probe: accuracy and log-probability of the right answer.
-
-    Attributes:
-        name: Catalog name of the probe.
-        before: Accuracy of the base model, in 0..1.
-        after: Accuracy of the tuned model.
-        delta: after - before.
-        ci95: Interval of delta.
-        items: Questions.
-        chance: Expected accuracy of guessing.
-        logprob_delta: Mean change of the right option's log-probability, nats per token.
-        logprob_ci95: Its interval.
-        flipped_to_wrong: Questions right before and wrong after.
-        flipped_to_right: Questions wrong before and right after.
-    """
-
-    name: str
-    before: float
-    after: float
-    delta: float
-    ci95: tuple[float, float]
-    items: int
-    chance: float
-    logprob_delta: float
-    logprob_ci95: tuple[float, float]
-    flipped_to_wrong: int
-    flipped_to_right: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drift:
-    """Change of loss on general text, nats per token."""
-
-    before: float
-    after: float
-    delta: float
-    ci95: tuple[float, float]
-    passages: int
-    tokens: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Overall:
-    """All probes together.
-
-    Attributes:
-        delta: Mean change of accuracy over all questions.
-        ci95: Its interval, resampling questions within each probe.
-        logprob_delta: Mean change of the right option's log-probability, nats per token.
-        logprob_ci95: Its interval.
-        items: Questions.
-    """
-
-    delta: float
-    ci95: tuple[float, float]
-    logprob_delta: float
-    logprob_ci95: tuple[float, float]
-    items: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Learned:
     """What was learned. A measure that was not taken is None.
 
@@ -274,11 +190,19 @@ class Learned:
 
 @dataclass(frozen=True, kw_only=True)
 class Forgot:
-    """What was forgotten. A measure that was not taken is None or empty."""
+    """What was forgotten. A measure that was not taken is None or empty.
+
+    Attributes:
+        probes: Every multiple-choice probe.
+        overall: All probes together.
+        drift: Change of loss on general text.
+        flips: Questions whose answer turned right or wrong, to read: the first of each probe.
+    """
 
     probes: tuple[ProbeChange, ...] = ()
     overall: Overall | None = None
     drift: Drift | None = None
+    flips: tuple[Flip, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -482,6 +406,7 @@ class RunRecord:
     cost: Cost
     environment: Environment
     data: DataFacts
+    checks: Checks = field(default_factory=Checks)
 
 
 def normalise_answer(text: str) -> str:

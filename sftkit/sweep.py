@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from sftkit.adapter_kinds import check_kind
 from sftkit.errors import AdapterError, MemoryRanOutError, StoppedError, TrainError
-from sftkit.records import Change, Encoded, Step, TrainRecord
+from sftkit.evidence_records import Change
+from sftkit.records import Encoded, Step, TrainRecord
 from sftkit.settings import AdapterSettings, TrainSettings
 
 if TYPE_CHECKING:

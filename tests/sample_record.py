@@ -9,20 +9,17 @@ from typing import Any
 import numpy as np
 
 from sftkit.evidence.labels import evaluate_labels
+from sftkit.evidence_records import Change, Drift, Overall, ProbeChange
 from sftkit.recipe import recipe_to_dict
 from sftkit.records import (
     Answer,
-    Change,
     Cost,
     DataFacts,
-    Drift,
     Environment,
     Finding,
     Forgot,
     Learned,
-    Overall,
     Preflight,
-    ProbeChange,
     Refused,
     RunRecord,
     Step,

@@ -30,6 +30,7 @@ NOUNS = {
     "recipe",
     "records",
     "label_records",
+    "evidence_records",
     "catalog",
     "credentials",
     "gguf_convert",
@@ -45,8 +46,10 @@ MAY_IMPORT = {
         "errors",
         "settings",
         "label_records",
+        "evidence_records",
     },  # settings for to_plain, the one way to plain values
     "label_records": set(),
+    "evidence_records": set(),
     "catalog": NOUNS,
     **dict.fromkeys(CATALOG_READERS, NOUNS),
     "gguf_convert": NOUNS,

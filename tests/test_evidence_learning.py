@@ -29,7 +29,8 @@ from sftkit.evidence.learning import (
     spread,
 )
 from sftkit.evidence.perplexity import TokenLoss
-from sftkit.records import IGNORE, Answer, Change, ChoiceItem, Drift, Encoded, Overall
+from sftkit.evidence_records import Change, Drift, Overall
+from sftkit.records import IGNORE, Answer, ChoiceItem, Encoded
 from sftkit.settings import AdapterSettings, EvaluateSettings
 from tests.conftest import make_model, make_tokenizer
 

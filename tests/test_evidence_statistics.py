@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sftkit.evidence.statistics import Interval, paired_change, paired_interval
-from sftkit.records import Change
+from sftkit.evidence_records import Change
 
 
 def width(interval: Interval) -> float:

@@ -15,7 +15,8 @@ from sftkit.evidence.verdicts import (
     judge_knowledge,
     judge_style,
 )
-from sftkit.records import Change, Drift, Forgot, Learned, Overall, ProbeChange, Verdict
+from sftkit.evidence_records import Change, Drift, Overall, ProbeChange
+from sftkit.records import Forgot, Learned, Verdict
 from sftkit.settings import EvaluateSettings
 
 SETTINGS = EvaluateSettings(drift_margin=0.1, ability_margin=0.05)

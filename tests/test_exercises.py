@@ -15,8 +15,9 @@ import pytest
 
 from sftkit import exercises
 from sftkit.errors import SftkitError
+from sftkit.evidence_records import Change, Drift, Overall
 from sftkit.exercises import EXERCISES, check, has_solution, progress, strip_solutions
-from sftkit.records import IGNORE, Change, Drift, Encoded, Forgot, Overall
+from sftkit.records import IGNORE, Encoded, Forgot
 
 CASES = (
     exercise_cases_01,

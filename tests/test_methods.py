@@ -10,10 +10,10 @@ import pytest
 from sftkit.adapter_kinds import KINDS
 from sftkit.chat import encode_chat
 from sftkit.errors import AdapterError
+from sftkit.evidence_records import Change
 from sftkit.methods import Trial, try_methods
 from sftkit.panels import alt_text
 from sftkit.plots_adapters import plot_methods, plot_rank_and_alpha
-from sftkit.records import Change
 from sftkit.settings import AdapterSettings, TrainSettings
 from tests.conftest import make_model, make_tokenizer
 

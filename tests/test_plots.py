@@ -26,8 +26,9 @@ from sample_record import (  # type: ignore[import-not-found]
 )
 
 from sftkit import plots
+from sftkit.evidence_records import Drift
 from sftkit.panels import smooth
-from sftkit.records import Drift, Forgot, Learned, RunRecord, TrainRecord
+from sftkit.records import Forgot, Learned, RunRecord, TrainRecord
 
 RECORDS: dict[str, Callable[[], RunRecord]] = {
     "learned": sample_record,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sftkit.evidence.perplexity import TokenLoss
+from sftkit.evidence_records import Change
 from sftkit.panels import alt_text, to_png
 from sftkit.plots_watching import (
     largest_difference,
@@ -14,7 +15,7 @@ from sftkit.plots_watching import (
     plot_rate_sweep,
     plot_resumed,
 )
-from sftkit.records import Change, Step, TrainRecord
+from sftkit.records import Step, TrainRecord
 from sftkit.settings import AdapterSettings, TrainSettings
 from sftkit.sweep import ShortRun
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftkit.errors import RecordError
+from sftkit.evidence_records import Change
 from sftkit.records import (
     IGNORE,
     RECORD_VERSION,
-    Change,
     Encoded,
     Finding,
     Forgot,

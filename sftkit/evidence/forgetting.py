@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from sftkit.evidence.choice import ChoiceScore, Prompt, encode_choices, score_choices
 from sftkit.evidence.perplexity import TokenLoss, encode_passages, score_examples
 from sftkit.evidence.statistics import paired_change, paired_interval
-from sftkit.records import ChoiceItem, Drift, Encoded, Forgot, Overall, ProbeChange
+from sftkit.evidence_records import Drift, Overall, ProbeChange
+from sftkit.records import ChoiceItem, Encoded, Forgot
 from sftkit.settings import EvaluateSettings
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sftkit.errors import DataError
 from sftkit.evidence.statistics import paired_change
-from sftkit.records import Change
+from sftkit.evidence_records import Change
 
 if TYPE_CHECKING:
     from sftkit.dataset.contamination import Overlap

@@ -16,7 +16,8 @@ from sftkit.evidence.choice import ChoiceScore, Prompt, score_choices
 from sftkit.evidence.generation import generate_answers
 from sftkit.evidence.perplexity import TokenLoss, score_examples
 from sftkit.evidence.statistics import paired_change
-from sftkit.records import IGNORE, Answer, Change, Encoded, Learned, is_exact
+from sftkit.evidence_records import Change
+from sftkit.records import IGNORE, Answer, Encoded, Learned, is_exact
 from sftkit.settings import EvaluateSettings
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sftkit.records import Change
+from sftkit.evidence_records import Change
 
 _CHUNK = 500  # resamples drawn at once; bounds memory to a few MB
 

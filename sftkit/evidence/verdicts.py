@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from sftkit.records import Change, Forgot, Learned, Verdict, Verdicts
+from sftkit.evidence_records import Change
+from sftkit.records import Forgot, Learned, Verdict, Verdicts
 from sftkit.settings import EvaluateSettings
 
 RULE_OF_THREE = 3.0

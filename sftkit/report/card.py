@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from sftkit.evidence_records import Change, Drift
 from sftkit.label_records import LabelReport
 from sftkit.panels import interval, signed
 from sftkit.plots_labels import TITLES, in_interval
-from sftkit.records import Change, Drift, RunRecord
+from sftkit.records import RunRecord
 from sftkit.report.redact import redact, redact_record
 from sftkit.settings import to_plain
 from sftkit.show import visible
