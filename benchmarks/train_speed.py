@@ -5,6 +5,7 @@ own, on the CPU. Legs take turns, so a machine that slows down slows all of them
 
     python benchmarks/train_speed.py --rounds 3 --steps 10 --save cpu-2-cores
     python benchmarks/train_speed.py --check-loss
+    python benchmarks/train_speed.py --profile
 """
 
 from __future__ import annotations
@@ -368,6 +369,28 @@ def plain_losses(job: Job, rows: Rows) -> list[float]:
     return losses
 
 
+def profile(leg: str, job: Job, *, at_most: int = 15) -> str:
+    """Say where the time of a leg's steps goes: the operators that take most of it themselves."""
+    import torch
+
+    rows = prepare(job)
+    watch = Stopwatch()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        train_sftkit(leg, job, rows, watch)
+    spent = sorted(
+        ((row.self_cpu_time_total, row.count, row.key) for row in profiler.key_averages()),
+        reverse=True,
+    )
+    whole = sum(time for time, _, _ in spent)
+    lines = ["| operator | share of the time | calls per step |", "|---|---|---|"]
+    lines += [
+        f"| {name} | {time / whole:.1%} | {calls / job.steps:.0f} |"
+        for time, calls, name in spent[:at_most]
+    ]
+    rest = sum(time for time, _, _ in spent[at_most:])
+    return "\n".join([*lines, f"| everything else | {rest / whole:.1%} | |"])
+
+
 def product_peak() -> float:
     """Time this machine's best bf16 matrix product, in FLOP/s; the best of a few shapes and tries.
 
@@ -477,6 +500,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--attention", choices=("auto", "eager", "sdpa"), default="auto")
     parser.add_argument("--seed", type=int, default=default.seed)
     parser.add_argument("--check-loss", action="store_true", help="fp32 against a plain loop")
+    parser.add_argument("--profile", action="store_true", help="where sftkit's time goes")
     parser.add_argument("--format", choices=("text", "json"), default="text")
     parser.add_argument("--save", metavar="NAME", help="write benchmarks/results/NAME.json")
     parser.add_argument("--leg", choices=LEGS, help=argparse.SUPPRESS)
@@ -502,6 +526,9 @@ def main() -> int:
         gap = check_loss(job)
         print(f"largest gap over {job.steps} steps: {gap:.2e} (allowed {LARGEST_LOSS_GAP:.0e})")
         return 0 if gap <= LARGEST_LOSS_GAP else 1
+    if options.profile:
+        print(profile("sftkit", job))
+        return 0
     load_before = note_load()
     peak = product_peak()
     runs = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
@@ -98,6 +98,27 @@ class JoinedExamples(Sequence[Encoded]):
     def __init__(self, *parts: Sequence[Encoded]) -> None:
         self._parts = parts
         self._starts = np.cumsum([0, *map(len, parts)])
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of every example, shape (N,)."""
+        return self._column("lengths", lambda example: example.length)
+
+    @property
+    def supervised(self) -> NDArray[np.int64]:
+        """Tokens of every example that are learned from, shape (N,)."""
+        return self._column("supervised", lambda example: int(example.weight))
+
+    def _column(self, name: str, size: Callable[[Encoded], int]) -> NDArray[np.int64]:
+        known = [getattr(part, name, None) for part in self._parts]
+        return np.array(
+            [
+                each
+                for part, column in zip(self._parts, known, strict=True)
+                for each in (map(size, part) if column is None else column)
+            ],
+            dtype=np.int64,
+        )
 
     def __len__(self) -> int:
         return int(self._starts[-1])

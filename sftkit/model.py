@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Rows, inner, columns: a small model's layer at a short batch, and small enough that a processor
 # without instructions for bfloat16 (about 2 GFLOP/s) is through with it in 0.1 s.
 _PRODUCT = (64, 576, 576)
-_TRIALS = 3
+_FEWEST_TRIALS, _MOST_TRIALS, _TRIAL_S = 3, 40, 0.06
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +95,11 @@ def pick_dtype(settings: ModelSettings) -> DtypeChoice:
         dtype: torch.dtype = getattr(torch, settings.dtype)
         if dtype == torch.float16 and device.type == "cpu":
             raise ModelError("model.dtype=float16 cannot train on a CPU. Use dtype: auto.")
-        return DtypeChoice(dtype=dtype, reason="asked for", gflops=_gflops(dtype, device))
-    full = _gflops(torch.float32, device)
+        return DtypeChoice(dtype=dtype, reason="asked for", gflops=_gflops([dtype], device)[0])
     half_type = torch.bfloat16
     if device.type == "cuda" and torch.cuda.get_device_capability()[0] < 8:
         half_type = torch.float16
-    half = _gflops(half_type, device)
+    full, half = _gflops([torch.float32, half_type], device)
     name = str(half_type).removeprefix("torch.")
     timings = f"one product: float32 {full:.0f}, {name} {half:.0f} GFLOP/s"
     if half >= full:
@@ -357,17 +356,28 @@ def _quantization(settings: ModelSettings, dtype: torch.dtype) -> Any:
     )
 
 
-def _gflops(dtype: torch.dtype, device: torch.device) -> float:
-    """Time one matrix product, best of a few, in 1e9 operations per second.
+def _gflops(dtypes: Sequence[torch.dtype], device: torch.device) -> list[float]:
+    """Time one matrix product in each type, best of a few, in 1e9 operations per second.
 
-    The best of several, because another program may take the processor away in the middle of one.
+    The best of several, because another program may take the processor away in the middle of one;
+    and taking turns, because it may take it away from all trials of one type.
     """
     rows, inner, columns = _PRODUCT
-    left = torch.ones(rows, inner, dtype=dtype, device=device)
-    right = torch.ones(inner, columns, dtype=dtype, device=device)
-    times = []
-    for _ in range(_TRIALS + 1):  # the first also builds the kernel
-        start = time.perf_counter()
-        (left @ right).sum().item()  # reading the number waits for the device
-        times.append(time.perf_counter() - start)
-    return 2 * rows * inner * columns / min(times[1:]) / 1e9
+    pairs = [
+        (
+            torch.ones(rows, inner, dtype=dtype, device=device),
+            torch.ones(inner, columns, dtype=dtype, device=device),
+        )
+        for dtype in dtypes
+    ]
+    best = [float("inf")] * len(pairs)
+    began = time.perf_counter()
+    for trial in range(_MOST_TRIALS + 1):  # the first also builds the kernels
+        if trial > _FEWEST_TRIALS and time.perf_counter() - began > _TRIAL_S:
+            break
+        for place, (left, right) in enumerate(pairs):
+            start = time.perf_counter()
+            (left @ right).sum().item()  # reading the number waits for the device
+            if trial:
+                best[place] = min(best[place], time.perf_counter() - start)
+    return [2 * rows * inner * columns / seconds / 1e9 for seconds in best]

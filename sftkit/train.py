@@ -14,7 +14,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -41,6 +41,8 @@ from sftkit.trouble import (
 )
 
 Objective = Callable[[Any, Batch], tuple[torch.Tensor, float]]
+Size = TypeVar("Size", int, float)
+Size = TypeVar("Size", int, float)
 OnStep = Callable[[Step, int], None]
 Measure = Callable[[], Mapping[str, float]]
 """Measures the model in training on validation examples: metrics by name, heldout_loss first."""
@@ -90,7 +92,7 @@ def train(
         StoppedError: Somebody asked for it; with `keeping`, everything is saved.
     """
     refuse_if_nothing_to_learn(model, examples)
-    lengths = [example.length for example in examples]
+    lengths = _sizes(examples, "lengths", lambda example: example.length)
     plan = plan_steps(lengths, settings)
     together = Processes(unwrapped(model), advice=keeping.how_to_resume if keeping else "")
     optimizer = make_optimizer(model, settings, rate_scales=rate_scales)
@@ -277,9 +279,10 @@ def refuse_if_nothing_to_learn(model: Any, examples: Sequence[Example]) -> None:
     """
     if not examples:
         raise TrainError("There are no training examples. See the refused rows for why.")
-    silent = [example for example in examples if not example.weight]
+    weights = _sizes(examples, "supervised", lambda example: example.weight)
+    silent = [examples[place] for place, weight in enumerate(weights) if not weight]
     if len(silent) == len(examples):
-        total = sum(example.length for example in examples)
+        total = sum(example.length for example in silent)
         raise TrainError(
             f"0 of {total} tokens would be learned from: every label is masked, in rows "
             f"{rows_of(silent)}. Check that the rows have assistant turns and that the chat "
@@ -292,6 +295,12 @@ def refuse_if_nothing_to_learn(model: Any, examples: Sequence[Example]) -> None:
         )
     if not trained_parameters(model):
         raise TrainError("No parameter requires a gradient. Attach an adapter first.")
+
+
+def _sizes(examples: Sequence[Example], known: str, size: Callable[[Example], Size]) -> list[Size]:
+    """Give a size of every example; a large table knows them all without reading its rows."""
+    column = getattr(examples, known, None)
+    return [size(example) for example in examples] if column is None else column.tolist()
 
 
 def _backward(
