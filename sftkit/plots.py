@@ -331,10 +331,13 @@ def _label_training(axes: Axes, held: Sequence[tuple[int, float]], losses: Seque
             place = below if train_on_top else above
             axes.annotate(f"{end:.2f}", (last, end), xytext=place, **bold)
     if losses:
+        end = smooth(losses)[-1]
+        # Where there is room it stands beside the line's end: below, it may meet the axis.
+        has_room = not held or abs(held[-1][1] - end) > 0.05 * max(*losses, held[-1][1])
         axes.annotate(
             "train",
-            (len(losses), smooth(losses)[-1]),
-            xytext=above if train_on_top else below,
+            (len(losses), end),
+            xytext=(6, -3) if has_room else above if train_on_top else below,
             textcoords="offset points",
             color=TUNED,
         )
