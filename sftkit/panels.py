@@ -407,8 +407,7 @@ def plain_label(label: str, *, width: int = 18) -> str:
 
 def _printable(text: str) -> str:
     """Replace what cannot be drawn (control codes, direction marks, emoji) by a box."""
-    known = _glyphs()
-    return "".join(c if c in " \n" or ord(c) in known else "\N{WHITE SQUARE}" for c in text)
+    return "".join(c if c in " \n" or ord(c) in _glyphs() else "\N{WHITE SQUARE}" for c in text)
 
 
 @lru_cache(maxsize=1)
