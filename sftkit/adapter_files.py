@@ -80,11 +80,11 @@ def load_adapter(
     from safetensors import SafetensorError
 
     folder = Path(folder)
-    about = _read_about(folder)
+    about = read_about(folder)
     _compare_bases(str(about.get("base_fingerprint", "")), base_fingerprint, folder)
     if (folder / TRAINED).is_file():
         return _load_own_weights(model, folder, about)
-    _check_files(folder)
+    check_adapter_folder(folder)
     loaded = getattr(model, "peft_config", {})
     if name in loaded:
         raise AdapterError(f"The model already carries an adapter named {name!r}. Choose another.")
@@ -205,7 +205,7 @@ def _row(model: Any, name: str) -> AdapterKind:
         model.active_adapter = was
 
 
-def _read_about(folder: Path) -> dict[str, Any]:
+def read_about(folder: Path) -> dict[str, Any]:
     """Read what stands beside an adapter; folders that others wrote have nothing there."""
     path = folder / ABOUT
     if not path.is_file():
@@ -237,8 +237,16 @@ def _compare_bases(made_for: str, given: str, folder: Path) -> None:
         )
 
 
-def _check_files(folder: Path) -> None:
-    """Refuse a folder that is no adapter, or that peft must not be given."""
+def check_adapter_folder(folder: Path) -> dict[str, Any]:
+    """Refuse a folder that is no adapter, or that peft must not be given.
+
+    Returns:
+        Its configuration, as peft writes it.
+
+    Raises:
+        AdapterError: The folder is no adapter, holds pickled weights only, or asks for foreign code
+            or files.
+    """
     path = folder / CONFIG
     if not path.is_file():
         raise AdapterError(f"{folder} is no adapter folder: {path.name} is missing.")
@@ -256,6 +264,7 @@ def _check_files(folder: Path) -> None:
     faults = _configuration_faults(config)
     if faults:
         raise AdapterError(f"{path} is refused: " + "; ".join(faults) + ".")
+    return config
 
 
 def _configuration_faults(config: dict[str, Any]) -> list[str]:

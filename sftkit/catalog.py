@@ -518,7 +518,7 @@ def probe_items(
     """Give a probe's multiple-choice items, each once, in the order of its file.
 
     Args:
-        name: Catalog name of a probe.
+        name: Catalog name of a probe, or path of a JSON Lines file of one's own.
         limit: First so many items; None gives all.
         progress: Called with a line of text before a download.
 
@@ -527,6 +527,8 @@ def probe_items(
     """
     from sftkit import catalog_questions
 
+    if name not in names() and catalog_questions.is_own_file(name):
+        return catalog_questions.own_items(Path(name))[:limit]
     _of_kind(name, "probe")
     return catalog_questions.choice_items(_file_of(name, progress))[:limit]
 
@@ -535,15 +537,17 @@ def passages(name: str, limit: int | None = None, *, progress: Progress | None =
     """Give distinct general passages of 100 words or more, in the order of their file.
 
     Args:
-        name: Catalog name of a set of passages.
+        name: Catalog name of a set of passages, or path of a text or JSON Lines file.
         limit: First so many passages; None gives all.
         progress: Called with a line of text before a download.
 
     Raises:
         FetchError: No such set, or it cannot be had.
     """
-    from sftkit import catalog_rows
+    from sftkit import catalog_questions, catalog_rows
 
+    if name not in names() and catalog_questions.is_own_file(name):
+        return catalog_questions.own_passages(Path(name))[:limit]
     _of_kind(name, "passages")
     return catalog_rows.long_passages(_file_of(name, progress))[:limit]
 

@@ -1,16 +1,19 @@
-"""The catalog's questions: multiple-choice items of probes, and questions with their answers."""
+"""Questions: items of probes, questions with their answers, and files of one's own."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from sftkit.catalog_rows import Row, conversation, json_lines
 from sftkit.errors import FetchError
 from sftkit.records import ChoiceItem
 
+_FAULTS_SHOWN = 5
 _OPTION = re.compile(r"^([A-H])\.\s?(.*)$")
 
 
@@ -140,3 +143,115 @@ def numbered_contexts(text: str) -> Iterator[str]:
     for line in text.strip().splitlines():
         if line.strip():
             yield re.sub(r"^Context \(\d+\):\s*", "", line.strip())
+
+
+# ---- files of one's own ----
+
+
+def is_own_file(name: str) -> bool:
+    """Say whether a name is meant as the path of a file, not as a name of the catalog."""
+    return bool(Path(name).suffix) or len(Path(name).parts) > 1
+
+
+def own_items(path: Path) -> list[ChoiceItem]:
+    """Read one's own probe: JSON Lines with `question`, `options` (a list) and `answer`.
+
+    The answer is the right option's words, or its position from 0. A repeated question is left out.
+
+    Raises:
+        FetchError: The file cannot be read, or lines of it are no questions: all are named.
+    """
+    items: dict[tuple[str, tuple[str, ...]], ChoiceItem] = {}
+    faults = []
+    for number, row in _own_rows(path):
+        item = own_item(row)
+        if isinstance(item, str):
+            faults.append(f"line {number}: {item}")
+        else:
+            items.setdefault((item.question, item.options), item)
+    _refuse_faults(path, faults, '{"question": "…", "options": ["…", "…"], "answer": 0}')
+    if not items:
+        raise FetchError(f"{path} holds no question.")
+    return list(items.values())
+
+
+def own_item(row: Any) -> ChoiceItem | str:
+    """Turn one row into a question; or say what is wrong with it."""
+    if not isinstance(row, dict):
+        return row if isinstance(row, str) else f"expected an object, got {_shown(row)}"
+    question, options, answer = (row.get(name) for name in ("question", "options", "answer"))
+    if not isinstance(question, str) or not question.strip():
+        return f"question must be text, got {_shown(question)}"
+    if not isinstance(options, list) or not all(isinstance(o, str) and o.strip() for o in options):
+        return f"options must be a list of texts, got {_shown(options)}"
+    words = [option.strip() for option in options]
+    if len(words) < 2 or len(set(words)) < len(words):
+        return f"options must be two or more, all different, got {_shown(options)}"
+    if isinstance(answer, str) and answer.strip() in words:
+        answer = words.index(answer.strip())
+    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(words):
+        return (
+            f"answer must be one of the options or a position from 0 to {len(words) - 1}, got "
+            f"{_shown(answer)}"
+        )
+    return ChoiceItem(question=question.strip(), options=tuple(words), answer=answer)
+
+
+def own_passages(path: Path) -> list[str]:
+    """Read one's own general text: JSON Lines with `text`, or a text's paragraphs, each once.
+
+    Raises:
+        FetchError: The file cannot be read, or lines of it hold no text: all are named.
+    """
+    if path.suffix.lower() not in (".jsonl", ".json", ".ndjson"):
+        paragraphs = re.split(r"\n\s*\n", _own_text(path))
+        found = [text.strip() for text in paragraphs if text.strip()]
+    else:
+        rows = list(_own_rows(path))
+        texts = [row.get("text") if isinstance(row, dict) else None for _, row in rows]
+        found = [text.strip() for text in texts if isinstance(text, str) and text.strip()]
+        faults = [
+            f"line {number}: "
+            + (row if isinstance(row, str) else f"expected text under `text`, got {_shown(row)}")
+            for (number, row), text in zip(rows, texts, strict=True)
+            if not isinstance(text, str) or not text.strip()
+        ]
+        _refuse_faults(path, faults, '{"text": "…"}')
+    if not found:
+        raise FetchError(f"{path} holds no text. Expected paragraphs between empty lines.")
+    return list(dict.fromkeys(found))
+
+
+def _own_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """Give every line that is not empty with its number; for one that is no JSON, the fault."""
+    for number, line in enumerate(_own_text(path).split("\n"), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield number, f"not JSON: {error}"
+            else:
+                yield number, [row] if isinstance(row, str) else row  # a str would be a fault
+
+
+def _own_text(path: Path) -> str:
+    try:
+        return path.expanduser().read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise FetchError(f"{path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise FetchError(f"{path} line {line}: not UTF-8. Save the file as UTF-8.") from error
+
+
+def _refuse_faults(path: Path, faults: Sequence[str], expected: str) -> None:
+    if faults:
+        more = f"; and {len(faults) - _FAULTS_SHOWN} more" if len(faults) > _FAULTS_SHOWN else ""
+        raise FetchError(
+            f"{path} has {len(faults)} faulty lines: {'; '.join(faults[:_FAULTS_SHOWN])}{more}. "
+            f"Expected one object a line, as {expected}."
+        )
+
+
+def _shown(value: Any) -> str:
+    return shorten(repr(value), 60, placeholder="…")

@@ -1,6 +1,7 @@
 """The command line: each verb is a few lines over the same functions the notebooks call.
 
-Exit codes: 0 fine, 1 the answer is no (audit errors), 2 wrong usage, settings or environment.
+Exit codes: 0 fine, 1 the answer is no (audit errors, a gate that fails), 2 wrong usage, settings or
+environment, 3 undecided (a gate without enough evidence).
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ import json
 import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from sftkit import __version__
 from sftkit.errors import SettingsError, SftkitError, StoppedError
+
+if TYPE_CHECKING:
+    from sftkit.records import RunRecord
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -198,6 +202,80 @@ def report(
     typer.echo(write_report(load_run(run_folder), run_folder))
 
 
+@app.command()
+def evaluate(
+    adapter: Annotated[
+        str, typer.Argument(help="Folder of an adapter (peft, TRL, Unsloth), or of a whole model.")
+    ],
+    *,
+    base: Annotated[
+        str | None, typer.Option(help="Base model. Default: the recipe's, or what it names.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Test rows: a file, a catalog name or a hub id.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Recipe that says what is measured, and on which test rows.")
+    ] = None,
+    out: Out = None,
+    change: Set = None,
+    output: Format = "text",
+) -> None:
+    """Test an adapter or model that was trained anywhere; write the same record and report."""
+    from sftkit.candidate import name_of
+    from sftkit.evaluate_adapter import evaluate_adapter
+    from sftkit.progress import make_watcher
+    from sftkit.run import find_recipe
+
+    folder = out or _next_free(Path("runs") / name_of(Path(adapter)))
+    record = evaluate_adapter(
+        adapter,
+        folder,
+        base=base,
+        data=data,
+        recipe=None if recipe is None else find_recipe(recipe),
+        overrides=change or [],
+        watcher=make_watcher("silent" if output == "json" else "auto"),
+    )
+    _tell(record, folder, output)
+
+
+@app.command()
+def gate(
+    run_folder: Annotated[
+        Path | None, typer.Argument(help="A run's folder, with its run.json.")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Folder of the previous run, to compare with.")
+    ] = None,
+    policy: Annotated[Path | None, typer.Option(help="Limits, in YAML (--show-policy).")] = None,
+    junit: Annotated[Path | None, typer.Option(help="JUnit XML to write, for CI.")] = None,
+    *,
+    show_policy: Annotated[
+        bool, typer.Option("--show-policy", help="Print the policy with every key explained.")
+    ] = False,
+    output: Format = "text",
+) -> None:
+    """Say whether a run may be shipped. Exit code 0 it may, 1 a rule fails, 3 undecided."""
+    from sftkit import gate as gates
+    from sftkit.gate_policy import Policy, load_policy, policy_text
+
+    limits = Policy() if policy is None else load_policy(policy)
+    if show_policy:
+        typer.echo(policy_text(limits), nl=False)
+        return
+    if run_folder is None:
+        raise SettingsError("Which run? Give its folder: sftkit gate runs/NAME.")
+    found = gates.gate_run(run_folder, limits, against=against)
+    if junit is not None:
+        gates.write_junit(found, junit)
+    if output == "json":
+        _print_json(gates.gate_dict(found))
+    else:
+        typer.echo(gates.gate_text(found))
+    raise typer.Exit(found.exit_code)
+
+
 @app.callback(invoke_without_command=True)
 def version(
     show: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
@@ -236,7 +314,6 @@ def _run(
 ) -> None:
     from sftkit.launch import launch
     from sftkit.progress import make_watcher
-    from sftkit.records import to_json
     from sftkit.run import find_recipe
     from sftkit.run import run as run_recipe
 
@@ -254,30 +331,14 @@ def _run(
     if record is None:
         typer.echo("This machine's part is done; the record is on the first machine.", err=True)
         return
-    if output == "json":
-        typer.echo(to_json(record), nl=False)
-        return
-    verdicts = record.verdicts
-    typer.echo(f"\n{verdicts.summary}\n")
-    labels = record.learned.labels
-    for name in ("knowledge", "style", "ability", "drift"):
-        said = "labels" if name == "knowledge" and labels is not None else name
-        typer.echo(f"{said}: {getattr(verdicts, name).sentence}")
-    for system in labels.systems if labels is not None else ():
-        numbers = (f"{m.name} {_number(m.value)}" for m in system.measures)
-        typer.echo(f"{system.name}: {', '.join(numbers)}")
-    unit = "images" if labels is not None and labels.task == "image" else "tokens"
-    cost = record.cost
-    typer.echo(
-        f"\n{cost.total_s:.0f} s, of these {cost.train_s:.0f} s training ({cost.cpu_s:.0f} "
-        f"CPU-seconds beside a matrix product of {cost.matmul_gflops:.0f} GFLOP/s), "
-        f"{cost.tokens_per_s:.0f} {unit}/s, peak {cost.peak_bytes / 1e9:.2f} GB. "
-        f"One training seed.\nOpen {folder / 'report.html'}"
-    )
+    _tell(record, folder, output)
 
 
-def _number(value: float | None) -> str:
-    return "not defined" if value is None else f"{value:.3f}"
+def _tell(record: RunRecord, folder: Path, output: str) -> None:
+    from sftkit.records import to_json
+    from sftkit.run_text import run_text
+
+    typer.echo(to_json(record) if output == "json" else run_text(record, folder), nl=False)
 
 
 def _look_ahead(
@@ -298,7 +359,9 @@ def _look_ahead(
     plan = launch_config.plan_launch(checked, **group) if group else None
     if plan is not None and output == "text":
         typer.echo(launch_config.dry_launch_text(plan, checked) + "\n")
-    found = look_ahead(checked, probe=probe, note=lambda line: typer.echo(line, err=True))
+    found = look_ahead(
+        checked, probe=probe, note=lambda line: typer.echo(line, err=True), launch=plan
+    )
     if output == "json":
         launching = {"launch": launch_config.dry_launch(plan, checked)} if plan else {}
         _print_json({**to_plain(found), **launching})

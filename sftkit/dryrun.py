@@ -10,7 +10,9 @@ from typing import Any
 
 from sftkit import catalog
 from sftkit.errors import AdapterError, ModelError
-from sftkit.memory import MemoryEstimate
+from sftkit.held_memory import free_bytes
+from sftkit.launch_config import LaunchPlan
+from sftkit.memory import MemoryEstimate, shared_beginning
 from sftkit.memory_formulas import Device
 from sftkit.memory_ladder import (
     PROBE_STEPS,
@@ -76,9 +78,11 @@ class DryRun:
         estimates: Predicted peak per device; the first is the one the run would take. Empty for
             models whose memory is not predicted.
         memory_note: Why it is not, in words.
-        fits: The largest plans that fit each device: its free bytes where it is here, else those of
+        fits: The largest plans that fit each device: its free bytes where it is here (a share of
+            them for each process, where all take them from the machine's memory), else those of
             the smallest usual GPU that holds the plan (the largest, if none does).
         ladders: What each change would free on each device, most first.
+        processes: Processes on this machine; every estimate is that of one of them.
         probe: What a few real steps took, if they were asked for.
     """
 
@@ -90,6 +94,7 @@ class DryRun:
     memory_note: str
     fits: tuple[Fits, ...]
     ladders: tuple[tuple[Rung, ...], ...]
+    processes: int = 1
     probe: Probe | None = None
 
 
@@ -105,7 +110,11 @@ class _Known:
 
 
 def look_ahead(
-    recipe: Recipe, *, probe: bool = False, note: Callable[[str], None] = lambda line: None
+    recipe: Recipe,
+    *,
+    probe: bool = False,
+    note: Callable[[str], None] = lambda line: None,
+    launch: LaunchPlan | None = None,
 ) -> DryRun:
     """Say what a run would do and how much memory it would take.
 
@@ -113,6 +122,7 @@ def look_ahead(
         recipe: What would be done.
         probe: Whether to load the model and time a few steps, so that minutes can be predicted.
         note: Told what is slow or left out.
+        launch: The processes it would be started on; None is one.
 
     Raises:
         SftkitError: The recipe cannot work: unknown model, adapter or targets; faulty data; a
@@ -133,11 +143,12 @@ def look_ahead(
         refuse_optimizer(recipe.train.optimizer, devices[0][0])
     missing = _missing(recipe)
     known = None if missing else _read(recipe, note)
-    plans, memory_note = _plans(recipe, config, known, devices)
+    launch = launch or LaunchPlan(processes=1)
+    plans, memory_note = _plans(recipe, config, known, devices, launch)
     if probe and known is None:
         raise ModelError(f"A probe runs {PROBE_STEPS} real steps, and {missing}.")
     estimates = tuple(plan.estimate() for plan in plans)
-    budgets = [_budget(one) for one in estimates]
+    budgets = [_budget(one, launch.per_machine) for one in estimates]
     return DryRun(
         name=recipe.name,
         model=recipe.model.name,
@@ -147,6 +158,7 @@ def look_ahead(
         memory_note=memory_note,
         fits=tuple(map(largest_that_fits, plans, budgets)),
         ladders=tuple(map(_ladder, plans)),
+        processes=launch.per_machine,
         probe=_probe(recipe, known) if probe and known else None,
     )
 
@@ -235,13 +247,16 @@ def _plans(
     config: dict[str, Any],
     known: _Known | None,
     devices: Sequence[tuple[Device, str | None]],
+    launch: LaunchPlan,
 ) -> tuple[list[Plan], str]:
     """Give the plan on every device that is asked about, the run's own first."""
-    examples = None
+    examples, shared = None, 0
     longest = recipe.data.max_tokens
     if known is not None:
         examples = tuple((example.length, round(example.weight)) for example in known.examples)
         longest = max(length for length, _ in examples)
+        if recipe.data.task == "chat":
+            shared = shared_beginning(example.input_ids for example in known.examples)
     plans = []
     for device, dtype in devices:
         plan = Plan(
@@ -256,6 +271,9 @@ def _plans(
             dtype=dtype,
             examples=examples,
             row_limit=recipe.data.max_tokens,
+            shared=shared,
+            processes=launch.processes,
+            strategy=launch.strategy,
         )
         try:
             plan.estimate()
@@ -301,15 +319,18 @@ def _ladder(plan: Plan) -> tuple[Rung, ...]:
     return ladder(plan, allows=lambda changed: _faults(changed) <= _faults(plan))
 
 
-def _budget(one: MemoryEstimate) -> int:
-    """Give the bytes there are, or those of the smallest usual GPU that holds an estimate."""
-    import psutil
+def _budget(one: MemoryEstimate, processes: int) -> int:
+    """Give the bytes there are for each process on this machine.
+
+    On CUDA every process has a GPU of its own: the free bytes of the first one here, or the size
+    of the smallest usual one that holds an estimate. Elsewhere all share the machine's memory.
+    """
     import torch
 
     if one.device == "cuda" and torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
     if one.device != "cuda":
-        return int(psutil.virtual_memory().available)
+        return free_bytes() // processes
     return next((card for card in CARDS if one.high <= card * 10**9), CARDS[-1]) * 10**9
 
 

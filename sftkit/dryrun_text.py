@@ -34,6 +34,7 @@ def _memory_lines(found: DryRun) -> list[str]:
     estimates = found.estimates
     if not estimates:
         return [found.memory_note]
+    several = found.processes > 1
     head = "".join(f"{_NAMES[one.device]:>14}" for one in estimates)
     lines = [f"{'Peak memory of training':<24}{head}"]
     for name, what in COMPONENTS.items():
@@ -42,15 +43,24 @@ def _memory_lines(found: DryRun) -> list[str]:
     total = "".join(f"{in_gigabytes(one.total):>14}" for one in estimates)
     lines.append(f"  {'total':<22}{total}")
     lines += [
+        f"That is one of {found.processes} processes on this machine. On {_NAMES[one.device]} they "
+        f"take {in_gigabytes(found.processes * one.total)} together "
+        f"({in_gigabytes(found.processes * one.low)} to "
+        f"{in_gigabytes(found.processes * one.high)})."
+        for one in estimates
+        if several and one.device != "cuda"
+    ]
+    lines += [
         f"{_NAMES[one.device]}, {one.dtype}: {in_gigabytes(one.low)} to "
         f"{in_gigabytes(one.high)} ({one.interval_source})"
         + "".join(f"; assumed: {text}" for text in one.assumed)
         for one in estimates
     ]
     lines.append("")
+    each = f" for each of {found.processes} processes" if several else ""
     for one, fits in zip(estimates, found.fits, strict=True):
         lines.append(
-            f"With {in_gigabytes(fits.budget)} on {_NAMES[one.device]} this plan "
+            f"With {in_gigabytes(fits.budget)} on {_NAMES[one.device]}{each} this plan "
             f"{'fits' if fits.fits else 'does not fit'}. Largest "
             f"batch at this length: {fits.max_tokens_per_batch} tokens; longest row: "
             f"{fits.max_tokens} tokens."

@@ -89,6 +89,40 @@ def logits_at(model: Any, chosen: torch.Tensor, **inputs: torch.Tensor) -> torch
     return torch.as_tensor(output.logits).float()
 
 
+def logprobs_at(
+    model: Any,
+    chosen: torch.Tensor,
+    places: torch.Tensor,
+    targets: torch.Tensor,
+    **inputs: torch.Tensor,
+) -> torch.Tensor:
+    """Compute log-probabilities of given tokens, several of them at one position if wanted.
+
+    Args:
+        model: A causal model, bare or wrapped by peft or Accelerate.
+        chosen: True where logits are needed, shape (B, T).
+        places: For each token the position it follows, as its number among the chosen, shape (M,).
+        targets: The tokens, shape (M,).
+        inputs: Tensors for the model's forward, input_ids of shape (B, T) among them.
+
+    Returns:
+        Log-probabilities in nats, shape (M,), float32.
+    """
+    if not _head_stands_alone(model):
+        return torch.log_softmax(logits_at(model, chosen, **inputs), dim=-1)[places, targets]
+    hidden = hidden_at(model, chosen, **inputs)
+    found = torch.zeros(len(places), dtype=torch.float32, device=hidden.device)
+    with precision_of(model):
+        for start in range(0, len(hidden), HEAD_ROWS):
+            logits = _logits_of(output_head(model), hidden[start : start + HEAD_ROWS])
+            first = torch.zeros(len(logits), dtype=torch.long, device=hidden.device)
+            sums = _losses_of(logits, first, 0.0) + logits[:, 0].float()  # log of summed exp
+            here = (places >= start) & (places < start + HEAD_ROWS)
+            rows = places[here] - start
+            found[here] = logits[rows, targets[here]].float() - sums[rows]
+    return found
+
+
 def answer_losses(
     model: Any, batch: Batch, *, label_smoothing: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -198,7 +232,7 @@ class _LossesInParts(torch.autograd.Function):
 
 
 def _logits_of(head: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    """Put rows (n, D) through the head, padded to one of few counts (see `packed._round_up`)."""
+    """Put rows (n, D) through the head, padded to one of few counts (`speed_rules.round_up`)."""
     spare = -len(hidden) % SPARE_ROWS
     logits: torch.Tensor = head(torch.nn.functional.pad(hidden, (0, 0, 0, spare)))
     return logits[: len(hidden)]

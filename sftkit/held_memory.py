@@ -1,4 +1,4 @@
-"""What memory this process holds: now, and at most so far."""
+"""What memory this process holds, now and at most so far, and what there is for it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+
+
+NO_LIMIT = 1 << 60
+"""A limit above it is none: version 1 of control groups writes 2**63, rounded to pages."""
 
 
 def memory_bytes() -> int:
@@ -54,3 +58,61 @@ def held_bytes(device: torch.device) -> int:
     if device.type == "mps":
         return int(torch.mps.driver_allocated_memory())
     return memory_bytes()
+
+
+def free_bytes(system: Path = Path("/")) -> int:
+    """Memory that this process and new ones can still take.
+
+    What the machine has available, or what is left below the limit of a control group that this
+    process is in, where that is less: a container's limit does not show in the machine's numbers.
+    Pages of files that were not used lately count as free, as they are given back first.
+
+    Args:
+        system: The folder that holds /proc and /sys.
+    """
+    import psutil
+
+    left = [psutil.virtual_memory().available, *_left_in_groups(system)]
+    return int(max(0, min(left)))
+
+
+def _left_in_groups(system: Path) -> list[int]:
+    """Give what is left in every limited control group above this process (Linux)."""
+    root = system / "sys/fs/cgroup"
+    try:
+        lines = (system / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:  # number:controllers:path, no controllers in version 2
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top = root / "memory" if controllers else root
+        names = ("limit_in_bytes", "usage_in_bytes") if controllers else ("max", "current")
+        kept = "total_inactive_file" if controllers else "inactive_file"
+        # In a container the group's folder may be mounted as the top, whatever its path is.
+        group = top / path.strip("/")
+        for folder in {top, group, *(one for one in group.parents if top in one.parents)}:
+            limit, used = (_number(folder / f"memory.{name}") for name in names)
+            if limit is not None and used is not None and limit < NO_LIMIT:
+                found.append(limit - used + _stat(folder / "memory.stat", kept))
+    return found
+
+
+def _number(path: Path) -> int | None:
+    """Read a number; None where there is no file, or it says that there is no limit."""
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def _stat(path: Path, name: str) -> int:
+    """Read one number of a file of names and numbers; 0 where it is missing."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name} ")), 0)

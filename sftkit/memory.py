@@ -2,15 +2,16 @@
 
 Everything is computed from the model's configuration and the settings: what is held all along
 (weights, adapter, gradients, optimizer), what one forward pass keeps for the backward pass, and
-what the machine adds. The formulas follow this package's own loop: rows are padded within one
-forward pass, and the output head runs only where tokens are supervised. No torch.
+what the machine adds. The formulas follow this package's own loop: where `speed_rules` allow it,
+rows are packed and layers are single functions, elsewhere rows are padded within one pass; the
+output head runs only where tokens are supervised. No torch.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +83,8 @@ def estimate(
     max_tokens: int = 512,
     passes: Sequence[ForwardPass] | None = None,
     supervised_share: float = 0.5,
+    shared: int = 0,
+    processes: int = 1,
     task: Task = "chat",
     classes: int = 2,
     device: Device = "cpu",
@@ -98,6 +101,8 @@ def estimate(
         passes: The forward passes of the plan (see `passes_of`); None assumes batches filled with
             the longest rows.
         supervised_share: Share of tokens that is supervised, where `passes` is not given.
+        shared: Tokens that all rows begin with, where `passes` is not given.
+        processes: How many processes share a step, where `passes` is not given.
         task: chat computes logits over the vocabulary, the others over a few classes.
         classes: Classes of a labelled task.
         device: Where the model lives.
@@ -121,7 +126,7 @@ def estimate(
     width = 4 if dtype == "float32" else 2
     plan = Held(shape, model, adapter, train, task, classes, device, width)
     if passes is None:
-        passes = [_fullest(train, max_tokens, supervised_share)]
+        passes = [_fullest(train, max_tokens, supervised_share, shared, processes)]
         assumed.append(
             f"every row has {max_tokens} tokens, {supervised_share:.0%} of them supervised"
         )
@@ -135,7 +140,8 @@ def estimate(
         assumed.append(f"adapter.kind={adapter.kind} takes what lora takes")
     if device != "cpu":
         assumed.append("lost to the allocator: a tenth of what passes through")
-        assumed.append("one process takes each step as a whole")
+        if processes == 1:
+            assumed.append("one process takes each step as a whole")
     if model.device_map is not None:
         assumed.append("device_map spreads these bytes over the devices; here they are one sum")
     heaviest = max(passes, key=plan.bytes_of_pass)
@@ -169,7 +175,12 @@ def _refuse_quantized(config: Mapping[str, Any]) -> None:
 
 
 def passes_of(
-    lengths: Sequence[int], supervised: Sequence[int], train: TrainSettings, *, processes: int = 1
+    lengths: Sequence[int],
+    supervised: Sequence[int],
+    train: TrainSettings,
+    *,
+    shared: int = 0,
+    processes: int = 1,
 ) -> list[ForwardPass]:
     """List the forward passes of a run, as the training loop plans and deals them.
 
@@ -177,6 +188,7 @@ def passes_of(
         lengths: Tokens of every example, shape (N,).
         supervised: Supervised tokens of every example, shape (N,).
         train: How batches are filled and divided.
+        shared: Tokens that all rows begin with (`shared_beginning`).
         processes: How many processes share a step; the passes are those of the first.
 
     Raises:
@@ -189,12 +201,19 @@ def passes_of(
         epochs=train.epochs,
         seed=train.seed,
     )
-    return [
-        ForwardPass(
-            rows=len(hand),
-            length=max(lengths[batch[place]] for place in hand),
-            supervised=sum(supervised[batch[place]] for place in hand),
+
+    def pass_of(chosen: Sequence[int]) -> ForwardPass:
+        sizes = [lengths[row] for row in chosen]
+        return ForwardPass(
+            rows=len(sizes),
+            length=max(sizes),
+            supervised=sum(supervised[row] for row in chosen),
+            padding=len(sizes) * max(sizes) - sum(sizes),
+            shared=min(shared, min(sizes) - 1),
         )
+
+    return [
+        pass_of([batch[place] for place in hand])
         for batch in plan[: train.max_steps]
         for hand in deal(
             [lengths[row] for row in batch],
@@ -206,19 +225,41 @@ def passes_of(
     ]
 
 
-def _fullest(train: TrainSettings, length: int, share: float) -> ForwardPass:
+def shared_beginning(rows: Iterable[Sequence[int]]) -> int:
+    """Count the tokens that all rows begin with, one token of each left over."""
+    first: Sequence[int] | None = None
+    for row in rows:
+        if first is None:
+            first = row[:-1]
+            continue
+        most = min(len(first), len(row) - 1)
+        same = (place for place in range(most) if first[place] != row[place])
+        if not (first := first[: next(same, most)]):
+            break
+    return len(first or ())
+
+
+def _fullest(
+    train: TrainSettings, length: int, share: float, shared: int, processes: int
+) -> ForwardPass:
     """Give the pass of a batch filled with the longest rows."""
     rows = max(1, train.max_tokens_per_batch // length)
     rows = min(rows, train.examples_per_batch or rows)
-    rows = math.ceil(rows / train.micro_batches)
-    return ForwardPass(rows=rows, length=length, supervised=round(share * rows * length))
+    rows = math.ceil(rows / (train.micro_batches * processes))
+    return ForwardPass(
+        rows=rows,
+        length=length,
+        supervised=round(share * rows * length),
+        shared=min(shared, length - 1),
+    )
 
 
 def per_process(one: MemoryEstimate, *, strategy: str, processes: int) -> MemoryEstimate:
     """Divide what a strategy splits among processes: plain arithmetic, not fitted to any run.
 
     Not counted: buffers for what the processes send each other, and the block whose weights are
-    brought together while it computes (deepspeed-zero3, fsdp).
+    brought together while it computes (deepspeed-zero3, fsdp). Where a model is split, training
+    takes its plain path: give an estimate with `train.speed` off.
 
     Args:
         one: What one process needs with its own share of a step's rows.

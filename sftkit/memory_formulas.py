@@ -6,11 +6,11 @@ tests compare the two. What the machine adds cannot be computed; it was fitted t
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from sftkit.memory_activations import LORA, Activations, update_size
 from sftkit.memory_shapes import Linear, ModelShape, find_targets
 from sftkit.settings import AdapterSettings, ModelSettings, Task, TrainSettings
 
@@ -23,13 +23,17 @@ class ForwardPass:
 
     Attributes:
         rows: Rows.
-        length: Tokens of the longest; the others are padded to it.
+        length: Tokens of the longest; the others are padded to it, unless they are packed.
         supervised: Tokens whose logits are computed, all rows together.
+        padding: Tokens of padding, all rows together.
+        shared: Tokens that all rows begin with.
     """
 
     rows: int
     length: int
     supervised: int
+    padding: int = 0
+    shared: int = 0
 
     @property
     def tokens(self) -> int:
@@ -45,6 +49,7 @@ class Machine:
         program: Bytes of the program before any weight.
         lost_16: Share of the temporary values of a pass that stay lost until it ends, 16-bit.
         lost_32: The same in float32.
+        lost_faster: The same of either type where rows are packed or layers are single functions.
         again: The same, of a block that is computed twice, by checkpointing.
         later: Factor on these where passes follow one another within a step (1.7 to 1.85 in three
             of the configurations; not part of the fit).
@@ -57,6 +62,7 @@ class Machine:
     program: float
     lost_16: float
     lost_32: float
+    lost_faster: float
     again: float
     later: float
     loading: float
@@ -66,33 +72,31 @@ class Machine:
 
 
 MACHINES: dict[Device, Machine] = {
-    # Fitted by `benchmarks/memory_error.py --fit` to its calibration configurations, the spread
-    # rounded up. glibc cannot give an aligned block it got back to the next request of the same
-    # size, hence the lost share.
+    # Fitted by `benchmarks/memory_error.py --fit` to its calibration configurations: those of the
+    # plain path to 52 with `speed: off`, lost_faster to 27 with `speed: auto`; the spread rounded
+    # up. glibc cannot give an aligned block it got back to the next request of the same size,
+    # hence the lost share. Single functions work in place, so less of theirs is lost.
     "cpu": Machine(
-        program=0.680e9, lost_16=0.230, lost_32=0.386, again=2.93, later=1.8, loading=1.97,
-        loading_most=2.79, spread=0.11,
+        program=0.680e9, lost_16=0.230, lost_32=0.386, lost_faster=0.18, again=2.93, later=1.8,
+        loading=1.97, loading_most=2.79, spread=0.11,
         source="measured on 2 cores: benchmarks/results/memory-2-cores.json",
     ),
     "cuda": Machine(
-        program=0.6e9, lost_16=0.1, lost_32=0.1, again=0.2, later=1.0, loading=0.0,
-        loading_most=0.0, spread=0.25, source="formula only, not measured here",
+        program=0.6e9, lost_16=0.1, lost_32=0.1, lost_faster=0.1, again=0.2, later=1.0,
+        loading=0.0, loading_most=0.0, spread=0.25, source="formula only, not measured here",
     ),
     "mps": Machine(
-        program=0.6e9, lost_16=0.1, lost_32=0.1, again=0.2, later=1.0, loading=0.0,
-        loading_most=0.0, spread=0.25, source="formula only, not measured here",
+        program=0.6e9, lost_16=0.1, lost_32=0.1, lost_faster=0.1, again=0.2, later=1.0,
+        loading=0.0, loading_most=0.0, spread=0.25, source="formula only, not measured here",
     ),
 }  # fmt: skip
 SCORING_TOKENS = 512
 """Tokens scored at once between and after training (evidence.perplexity)."""
-MAPPED_BYTES = 1 << 25
-"""glibc maps a block of this size apart, whatever it has seen before (mallopt(3))."""
 HEAD_ROWS = 128
 """Rows of logits computed at once where the head is frozen (forward)."""
 
 
-_LORA = ("lora", "rslora", "dora", "pissa", "lora+")
-FORMULAS = (*_LORA, "ia3", "prompt", "freeze", "full")
+FORMULAS = (*LORA, "ia3", "prompt", "freeze", "full")
 _STATE_BYTES = {
     "adamw": 8.0, "adam": 8.0, "adamw-paged": 8.0, "sgd": 4.0,
     # Two bytes and, per block of 256, two scales; parameters below 4,096 entries stay in float32.
@@ -164,14 +168,8 @@ class Held:
         if adapter.kind == "prompt":
             return adapter.virtual_tokens * shape.width
         return self.head + sum(
-            self._update(layer) for layers in self.targets.values() for layer in layers
+            update_size(self.adapter, layer) for layers in self.targets.values() for layer in layers
         )
-
-    def _update(self, layer: Linear) -> int:
-        if self.adapter.kind == "ia3":
-            return layer.inputs if layer.reads == "inner" else layer.outputs
-        vector = layer.outputs if self.adapter.kind == "dora" else 0
-        return self.adapter.r * (layer.inputs + layer.outputs) + vector
 
     @property
     def weights(self) -> float:
@@ -188,14 +186,26 @@ class Held:
 
     # ---- what passes through ----
 
+    @property
+    def activations(self) -> Activations:
+        """What forward passes keep and let through."""
+        return Activations(
+            self.shape, self.model, self.adapter, self.train, self.task, self.device, self.width,
+            self.targets, self.first_trained, self.first_own,
+        )  # fmt: skip
+
     def components(self, one: ForwardPass) -> dict[str, float]:
         """Give bytes by part when this pass is the heaviest."""
         machine = MACHINES[self.device]
         count = self.trainable
         beside = self.adapter.kind not in ("freeze", "full")
         copies = 4 if self.train.early_stopping else 0
-        keeps, loses = self._of_pass(one)
+        # Autocast keeps 16-bit copies of a pass; single functions make theirs as they go.
+        narrow = 2 if self.width == 2 and not self.activations.fuses else 0
+        keeps, loses = self.activations.of_pass(one)
         lost = machine.lost_32 if self.width == 4 else machine.lost_16
+        if self.activations.packs or self.activations.fuses:
+            lost = machine.lost_faster
         lost = machine.again if self.train.activation_checkpointing else lost
         lost *= machine.later if self.train.micro_batches > 1 else 1
         optimizer = _STATE_BYTES[self.train.optimizer]
@@ -206,7 +216,7 @@ class Held:
         replaced = 4 * count if self.train.micro_batches == 1 else 0
         parts = {
             "weights": self.weights,
-            "adapter": count * ((4 if beside else 0) + (2 if self.width == 2 else 0) + copies),
+            "adapter": count * ((4 if beside else 0) + narrow + copies),
             "gradients": 4 * count + (0 if beside else 8 * self._trained_embeddings),
             "optimizer": optimizer * count,
             "activations": max(0, keeps - replaced),
@@ -232,115 +242,8 @@ class Held:
 
     def bytes_of_pass(self, one: ForwardPass) -> float:
         """Give what changes from pass to pass."""
-        keeps, loses = self._of_pass(one)
+        keeps, loses = self.activations.of_pass(one)
         return keeps + self._logits(one) + loses / 4
-
-    def _of_pass(self, one: ForwardPass) -> tuple[float, float]:
-        """Give bytes kept for the backward pass, and bytes of values that only pass through."""
-        added = self.adapter.virtual_tokens if self.adapter.kind == "prompt" else 0
-        length, tokens = one.length + added, one.rows * (one.length + added)
-        shape = self.shape
-        reached = range(self.first_trained, shape.blocks)
-        targets = self.targets
-        alike: dict[tuple[tuple[Linear, ...], bool], int] = {}
-        for block in reached:
-            key = (targets.get(block, ()), block >= self.first_own)
-            alike[key] = alike.get(key, 0) + 1
-        kept = [(self._kept(*key, length), count) for key, count in alike.items()]
-        passing = [(self._passing(key[0], one.rows, length), n) for key, n in alike.items()]
-        if not self.train.activation_checkpointing:
-            return (
-                tokens * sum(size * count for size, count in kept),
-                sum(size * count for size, count in passing),
-            )
-        # Only each block's input is kept; one block at a time is computed again.
-        inputs = shape.blocks * shape.width * self.width
-        return (
-            tokens * (inputs + max(size for size, _ in kept)),
-            max(size for size, _ in passing),
-        )
-
-    def _kept(self, targets: Sequence[Linear], own: bool, length: int) -> float:
-        """Give bytes per token that one block keeps for the backward pass.
-
-        Args:
-            targets: Its layers with an update.
-            own: Whether its own weights are trained.
-            length: Tokens per row.
-        """
-        shape, size = self.shape, self.width
-        mixed, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
-        flash = self._attention != "eager"
-        drops_hidden, drops_scores = shape.dropout if self.model.dropout is None else (
-            self.model.dropout, self.model.dropout
-        )  # fmt: skip
-        if shape.family == "decoder":
-            norms = 4 * (2 * shape.width + (mixed + keys) * shape.head_norms)
-            kept: float = norms + 3 * shape.inner * size
-            scores = shape.heads * length * (4 + (2 if size == 2 else 0))
-            kept += (2 * mixed + 2 * keys) * size if flash else 3 * mixed * size + scores
-        else:
-            kept = 2 * shape.width * size + shape.inner * size
-            # On a GPU dropout keeps a mask of one byte, elsewhere the noise itself.
-            kept += 2 * shape.width * (size if self.device == "cpu" else 1) * bool(drops_hidden)
-            if flash and (not drops_scores or self.device != "cpu"):
-                kept += 4 * mixed * size
-            else:  # with dropout sdpa computes as eager does on a CPU, and in float32
-                wide = 4 if flash else size
-                kept += 3 * mixed * wide + shape.heads * length * wide * (3 if drops_scores else 1)
-        if own and shape.family == "decoder":
-            kept += 2 * shape.width * size  # what the norms' weights are multiplied by
-        layers = shape.linear if own else targets
-        return kept + self._kept_inputs(layers, flash) + self._kept_by_updates(targets)
-
-    def _kept_inputs(self, layers: Sequence[Linear], flash: bool) -> float:
-        """Give bytes per token of inputs that the trained weights' gradients need."""
-        if self.adapter.kind in ("prompt", "ia3"):
-            return 0.0
-        if self.adapter.lora_dropout and self.adapter.kind in _LORA:  # each drops its own copy
-            return 2.0 * self.width * sum(layer.inputs for layer in layers)
-        reads = {layer.reads: layer.inputs for layer in layers}
-        if flash:
-            reads.pop("mixed", None)  # attention keeps what it gave
-        return float(self.width * sum(reads.values()))
-
-    def _kept_by_updates(self, targets: Sequence[Linear]) -> float:
-        kind, size = self.adapter.kind, self.width
-        if kind == "ia3":
-            return float(size * sum(self._update(layer) for layer in targets))
-        inner = self.adapter.r * len(targets)
-        scaled = 2 * sum(layer.outputs for layer in targets) if kind == "dora" else 0
-        return float(size * (inner + scaled))
-
-    def _passing(self, targets: Sequence[Linear], rows: int, length: int) -> float:
-        """Give bytes of one block's values that are freed within the forward pass."""
-        shape, size, tokens = self.shape, self.width, rows * length
-        mixed, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
-        # What an update adds: its own output, scaled, and the sum; dora scales twice.
-        added = {"dora": 5, "prompt": 0}.get(self.adapter.kind, 2)
-        values = [x.outputs for x in shape.linear if x.outputs != shape.inner or x in targets]
-        values += [layer.outputs for layer in targets] * added
-        values += [shape.width] * 2  # sums beside the residual stream
-        if shape.family == "decoder":
-            values += [mixed, keys] * 4  # rotary positions
-        if self._attention == "eager":
-            values += [shape.heads * length] * 3
-        sizes = [size * tokens * count for count in values] + [4 * tokens * shape.width] * 2
-        if self.model.quantization in ("nf4", "fp4"):  # weights are written out for each product
-            sizes += [size * layer.weights for layer in shape.linear]
-        if self.model.quantization == "int8":  # inputs in 16 and 8 bits, sums in 32
-            sizes += [3 * tokens * layer.inputs for layer in shape.linear]
-            sizes += [4 * tokens * layer.outputs for layer in shape.linear]
-        # The C library maps larger blocks apart and gives them back at once; the bound keeps an
-        # estimate from falling where a batch grows past it.
-        most = MAPPED_BYTES if self.device == "cpu" else math.inf
-        return float(sum(min(one, most) for one in sizes))
-
-    @property
-    def _attention(self) -> str:
-        if self.model.attention == "auto":
-            return "eager" if self.device == "cpu" else "sdpa"
-        return self.model.attention
 
     def _logits(self, one: ForwardPass) -> float:
         """Give bytes at the head: logits, and what becomes of them.

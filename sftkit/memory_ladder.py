@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sftkit.errors import AdapterError, SettingsError
-from sftkit.memory import MemoryEstimate, estimate, passes_of
+from sftkit.memory import MemoryEstimate, estimate, passes_of, per_process
 from sftkit.memory_formulas import Device
 from sftkit.memory_shapes import read_shape
 from sftkit.records import Step
@@ -17,6 +17,7 @@ from sftkit.settings import AdapterSettings, ModelSettings, Task, TrainSettings
 PROBE_STEPS = 5
 """Steps that are timed before minutes are predicted."""
 _MOST_TOKENS = 1 << 20
+_HAS_RANK = ("lora", "rslora", "dora", "lora+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,9 @@ class Plan:
             rows of `max_tokens`.
         row_limit: data.max_tokens of the recipe, below which no batch may fall; None is
             `max_tokens`.
+        shared: Tokens that all rows begin with.
+        processes: How many processes share a step; the estimate is that of one of them.
+        strategy: What is divided among them.
     """
 
     config: Mapping[str, Any]
@@ -52,18 +56,30 @@ class Plan:
     dtype: str | None = None
     examples: tuple[tuple[int, int], ...] | None = None
     row_limit: int | None = None
+    shared: int = 0
+    processes: int = 1
+    strategy: str = "ddp"
 
     def estimate(self) -> MemoryEstimate:
         """Predict the peak of this plan."""
         values = {info.name: getattr(self, info.name) for info in dataclasses.fields(self)}
         config, examples = values.pop("config"), values.pop("examples")
+        strategy = values.pop("strategy")
         del values["row_limit"]
+        if strategy != "ddp":  # a model that is split takes the plain path
+            values["train"] = dataclasses.replace(self.train, speed="off")
         if examples is not None:
             short = [one for one in examples if one[0] <= self.max_tokens]
             once = dataclasses.replace(self.train, epochs=1)
             lengths, supervised = [one[0] for one in short], [one[1] for one in short]
-            values["passes"] = passes_of(lengths, supervised, once) or None
-        return estimate(config, **values)
+            passes = passes_of(
+                lengths, supervised, once, shared=self.shared, processes=self.processes
+            )
+            values["passes"] = passes or None
+        whole = estimate(config, **values)
+        if strategy == "ddp":
+            return whole
+        return per_process(whole, strategy=strategy, processes=self.processes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,26 +194,20 @@ def ladder(
 def _changes(plan: Plan, before: MemoryEstimate) -> Iterator[tuple[str, str, Plan]]:
     """Give each change that applies, as a recipe writes it, with its cost and its plan."""
     train, adapter = plan.train, plan.adapter
-    lora = adapter.kind in ("lora", "rslora", "dora", "lora+")
-
-    def changed(part: str, **fields: Any) -> Plan:
-        return dataclasses.replace(
-            plan, **{part: dataclasses.replace(getattr(plan, part), **fields)}
-        )
-
+    lora = adapter.kind in _HAS_RANK
     rows = before.heaviest.rows
     if rows > 1:
         more = 2 * train.micro_batches
         yield (
             f"train.micro_batches={more}",
             "the same gradient; smaller products, so a little more time",
-            changed("train", micro_batches=more),
+            _with(plan, "train", micro_batches=more),
         )
     if not train.activation_checkpointing:
         yield (
             "train.activation_checkpointing=true",
             "the same gradient; about a third more time",
-            changed("train", activation_checkpointing=True),
+            _with(plan, "train", activation_checkpointing=True),
         )
     if rows * train.micro_batches > 1:
         # Settings refuse batches below data.max_tokens, whatever the real rows are.
@@ -205,7 +215,7 @@ def _changes(plan: Plan, before: MemoryEstimate) -> Iterator[tuple[str, str, Pla
         yield (
             f"train.max_tokens_per_batch={half}",
             "twice the steps, each on half the examples",
-            changed("train", max_tokens_per_batch=half),
+            _with(plan, "train", max_tokens_per_batch=half),
         )
     half, known = plan.max_tokens // 2, plan.examples
     lost = sum(length > half for length, _ in known or ())
@@ -221,44 +231,60 @@ def _changes(plan: Plan, before: MemoryEstimate) -> Iterator[tuple[str, str, Pla
             yield (
                 f"model.quantization={name}",
                 f"{cost}, and time (measured in notebook 04)",
-                changed("model", quantization=name),
+                _with(plan, "model", quantization=name),
             )
     if before.dtype == "float32" and adapter.kind not in ("freeze", "full"):
         yield (
             "model.dtype=bfloat16",
             "rounding; slow on processors without instructions for it",
-            dataclasses.replace(changed("model", dtype="bfloat16"), dtype="bfloat16"),
+            dataclasses.replace(_with(plan, "model", dtype="bfloat16"), dtype="bfloat16"),
         )
     if plan.model.attention in ("auto", "eager") and plan.device == "cpu":
         yield (
             "model.attention=sdpa",
             "slower at short lengths on a CPU",
-            changed("model", attention="sdpa"),
+            _with(plan, "model", attention="sdpa"),
         )
-    if lora and adapter.target_modules == "all-linear":
+    if train.speed == "off" and plan.strategy == "ddp":
         yield (
-            "adapter.target_modules=attention",
-            "fewer layers learn",
-            changed("adapter", target_modules="attention"),
-        )
-    if lora and adapter.r > 1:
-        yield (
-            f"adapter.r={adapter.r // 2}",
-            "half the trained parameters",
-            changed("adapter", r=adapter.r // 2),
+            "train.speed=auto",
+            "the same numbers but for rounding; less time",
+            _with(plan, "train", speed="auto"),
         )
     if train.optimizer in ("adam", "adamw"):
         yield (
             "train.optimizer=adamw-8bit",
             "running means in 8 bits",
-            changed("train", optimizer="adamw-8bit"),
+            _with(plan, "train", optimizer="adamw-8bit"),
+        )
+    yield from _changes_of_adapter(plan)
+
+
+def _changes_of_adapter(plan: Plan) -> Iterator[tuple[str, str, Plan]]:
+    """Give the changes of what is trained."""
+    adapter, lora = plan.adapter, plan.adapter.kind in _HAS_RANK
+    if lora and adapter.target_modules == "all-linear":
+        yield (
+            "adapter.target_modules=attention",
+            "fewer layers learn",
+            _with(plan, "adapter", target_modules="attention"),
+        )
+    if lora and adapter.r > 1:
+        yield (
+            f"adapter.r={adapter.r // 2}",
+            "half the trained parameters",
+            _with(plan, "adapter", r=adapter.r // 2),
         )
     if adapter.kind in ("freeze", "full"):
         yield (
             "adapter.kind=lora",
             "an adapter instead of the weights themselves",
-            changed("adapter", kind="lora"),
+            _with(plan, "adapter", kind="lora"),
         )
+
+
+def _with(plan: Plan, part: str, **fields: Any) -> Plan:
+    return dataclasses.replace(plan, **{part: dataclasses.replace(getattr(plan, part), **fields)})
 
 
 def predict_minutes(probed: list[Step] | tuple[Step, ...], tokens: int) -> float:

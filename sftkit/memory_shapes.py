@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sftkit.errors import AdapterError, ModelError, near_names
 from sftkit.settings import AdapterSettings
+from sftkit.speed_rules import OTHER_ATTENTION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,8 @@ class ModelShape:
         head_norms: Whether queries and keys are normed, as in Qwen3.
         dropout: Probabilities of the model's own dropout: hidden values, attention.
         longest: Longest row in tokens that its positions hold.
+        window: How many tokens back attention looks; None is all.
+        attention_fields: What its configuration says of attention that is not the plain one.
     """
 
     family: str
@@ -80,6 +83,8 @@ class ModelShape:
     head_norms: bool
     dropout: tuple[float, float]
     longest: int
+    window: int | None = None
+    attention_fields: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def matrices(self) -> int:
@@ -178,7 +183,16 @@ def _decoder(kind: str, config: Mapping[str, Any]) -> ModelShape:
         head_norms=head_norms,
         dropout=(0.0, float(config.get("attention_dropout") or 0.0)),
         longest=int(config["max_position_embeddings"]),
+        window=_window(kind, config),
+        attention_fields={name: config.get(name) for name in OTHER_ATTENTION},
     )
+
+
+def _window(kind: str, config: Mapping[str, Any]) -> int | None:
+    """Read how far attention looks back; where a switch is off, as in Qwen2, the number is idle."""
+    given = config.get("sliding_window", 4096 if kind == "mistral" else None)
+    is_on = config.get("use_sliding_window", kind == "mistral")
+    return int(given) if given is not None and is_on else None
 
 
 def _encoder(kind: str, config: Mapping[str, Any]) -> ModelShape:

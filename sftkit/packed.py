@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from sftkit.speed_rules import FLASH, is_beyond_window, round_up
+
 NAME = "sftkit_packed_"
 """What the attention is called in a model's configuration, followed by that of unpacked rows."""
-FLASH = ("flash_attention_2",)
-"""Attention that takes rows one after another by itself, and no shared beginning."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,7 +85,7 @@ def pack(
     mask = torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)
     order = torch.cat([column[:shared], (column[shared:] + 0 * own)[is_real]])
     flat = torch.cat([ids[0, :shared], ids[:, shared:][is_real]])
-    spare = _round_up(len(flat)) - len(flat) if device.type == "cpu" else 0
+    spare = round_up(len(flat)) - len(flat) if device.type == "cpu" else 0
     flat, order = (functional.pad(part, (0, spare)) for part in (flat, order))
     return Layout(
         input_ids=flat[None].to(device),
@@ -97,16 +97,6 @@ def pack(
         ends=torch.cat([starts[:1], last + 1]).to(device, torch.int32),
         mask=mask[:, None].to(device),
     )
-
-
-def _round_up(count: int) -> int:
-    """Round up to one of sixteen counts between two powers of two.
-
-    oneDNN makes and keeps code for every shape it multiplies: 30 products of a new count of tokens
-    took 40 ms and 26 MB in bfloat16. So there are few counts; the spare tokens are read by nobody.
-    """
-    step = 1 << max(0, count.bit_length() - 5)
-    return -(-count // step) * step
 
 
 class _Attention(torch.autograd.Function):
@@ -325,8 +315,7 @@ def layout_for(base: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor)
     attention = str(getattr(config, "_attn_implementation", ""))
     if not attention.startswith(NAME) or len(input_ids) == 1:
         return None
-    window = getattr(config, "sliding_window", None)
-    if window is not None and input_ids.shape[1] > window:
+    if is_beyond_window(input_ids.shape[1], getattr(config, "sliding_window", None)):
         return None
     lengths = [int(length) for length in attention_mask.sum(1)]
     share = attention.removeprefix(NAME) not in FLASH

@@ -172,15 +172,11 @@ def plot_thresholds(report: LabelReport) -> Figure:
         left.set_xlabel("Recall")
         left.set_ylabel("Precision")
         thresholds = [point.threshold for point in report.curve]
-        for values, color, name, side in (
-            (precision, TUNED, "precision", "right"),
-            (recall, INK, "recall", "left"),
-        ):
+        for values, color, name in ((precision, TUNED, "precision"), (recall, INK, "recall")):
             right.plot(thresholds, values, color=color, linewidth=2)
-            end = -1 if side == "left" else 0
-            right.annotate(
-                name, (thresholds[end], values[end]), xytext=(6 if end else -6, 5),
-                textcoords="offset points", ha=side, color=color,
+            right.annotate(  # at the highest threshold, where the dashed line seldom stands
+                name, (thresholds[0], values[0]), xytext=(-8, 5), textcoords="offset points",
+                ha="right", color=color, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
             )  # fmt: skip
         right.axvline(used, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
         right.set_xlabel("Threshold on the score (dashed: the one in use)")
@@ -189,7 +185,7 @@ def plot_thresholds(report: LabelReport) -> Figure:
             low = positive.precision.value < base_rate + 0.15  # no room above the line below it
             left.annotate(
                 f"threshold {used:.2f}", (positive.recall.value, positive.precision.value),
-                xytext=(4, 10) if low else (-8, -6), textcoords="offset points",
+                xytext=(4, 22) if low else (-8, -6), textcoords="offset points",
                 ha="center" if low else "right", va="bottom" if low else "top", color=INK,
             )  # fmt: skip
         for axes in (left, right):

@@ -82,6 +82,7 @@ def prepare_labels(
     settings = recipe.data
     refuse_chat_settings(recipe)
     dataset, splits, findings = audited_splits(settings, tokenizer, note=note)
+    _refuse_unknown_columns(recipe, splits.test.column_names)
     targets = fit_targets(splits.train, settings.task)
 
     def encode(rows: Iterable[Mapping[str, Any]]) -> LabelledSet:
@@ -146,6 +147,21 @@ def cut_pairs(rows: Iterable[Mapping[str, Any]], at: str) -> Iterator[dict[str, 
                 "Every text needs these words, with something before and after them."
             )
         yield {**row, "text": first, SECOND_TEXT: second}
+
+
+def people_columns(recipe: Recipe) -> list[str]:
+    """List the columns that name groups of people, whose treatment is compared."""
+    given = recipe.evaluate.fairness
+    return [name.removeprefix("column:") for name in given if name.startswith("column:")]
+
+
+def _refuse_unknown_columns(recipe: Recipe, have: Sequence[str]) -> None:
+    missing = [name for name in people_columns(recipe) if name not in have]
+    if missing:
+        raise DataError(
+            f"evaluate.fairness names the column {', '.join(missing)}, and the rows have "
+            f"{', '.join(sorted(have))}."
+        )
 
 
 def refuse_chat_settings(recipe: Recipe) -> None:

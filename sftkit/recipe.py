@@ -6,14 +6,17 @@ import contextlib
 import dataclasses
 import datetime
 import re
+import reprlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from sftkit.errors import SettingsError, near_names
 from sftkit.settings import Recipe, to_plain
+
+Settings = TypeVar("Settings")
 
 
 def recipe_from_dict(raw: Mapping[str, Any]) -> Recipe:
@@ -38,6 +41,20 @@ def recipe_from_dict(raw: Mapping[str, Any]) -> Recipe:
     return typing.cast(Recipe, recipe)
 
 
+def fit_settings(cls: type[Settings], raw: Mapping[str, Any]) -> tuple[Settings, list[str]]:
+    """Build one settings class from a mapping, strictly, as recipes are.
+
+    Args:
+        cls: A frozen dataclass of settings.
+        raw: Mapping as read from YAML.
+
+    Returns:
+        The settings, and every fault as one line; with faults, the settings are not to be used.
+    """
+    faults: list[str] = []
+    return _build(cls, raw, "", faults), faults
+
+
 def load_recipe(path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file and apply `section.field=value` overrides.
 
@@ -60,7 +77,7 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(raw, dict):
         raise SettingsError(f"{path} must hold a mapping (name:, data:, ...), got {_kind(raw)}.")
     for override in overrides:
-        _apply_override(raw, override)
+        apply_override(raw, override)
     return recipe_from_dict(raw)
 
 
@@ -115,9 +132,22 @@ def parse_yaml(text: str, *, where: str) -> Any:
         line = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not readable"
         raise SettingsError(f"{where}{line} is not valid YAML: {problem}.") from error
+    except RecursionError as error:
+        raise SettingsError(f"{where} is nested too deeply.") from error
+    except (ValueError, KeyError, AttributeError, TypeError, OverflowError) as error:
+        # What a tag or a look promises and a value does not keep: 2024-13-45, 0b_, !!bool x.
+        raise SettingsError(
+            f"{where} holds a value that is not what it looks like ({type(error).__name__}: "
+            f"{error}). Put it in quotes."
+        ) from error
 
 
-def _apply_override(raw: dict[str, Any], override: str) -> None:
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Put one `section.field=value` into a mapping as read from YAML.
+
+    Raises:
+        SettingsError: It is none.
+    """
     key, equals, value = override.partition("=")
     if not equals or not key.strip():
         raise SettingsError(f"--set needs section.field=value, got {override!r}.")
@@ -141,9 +171,10 @@ def _build(cls: Any, raw: object, path: str, faults: list[str]) -> Any:
     unfit: list[str] = []  # fields given wrongly; their defaults must not be blamed in their place
     values: dict[str, Any] = {}
     for key, value in raw.items():
-        where = f"{path}.{key}" if path else str(key)
+        spelled = key if isinstance(key, str) else _shown(key)
+        where = f"{path}.{spelled}" if path else spelled
         if key not in fields:
-            faults.append(f"unknown key {where!r}.{near_names(str(key), fields)}")
+            faults.append(f"unknown key {where!r}.{near_names(spelled, fields)}")
         elif dataclasses.is_dataclass(hints[key]):
             known = len(faults)
             section = _build(hints[key], value, where, faults)
@@ -156,7 +187,7 @@ def _build(cls: Any, raw: object, path: str, faults: list[str]) -> Any:
             if fits:
                 values[key] = converted
             else:
-                faults.append(f"{where} must be {_describe(hints[key])}, got {value!r}.")
+                faults.append(f"{where} must be {_describe(hints[key])}, got {_shown(value)}.")
                 unfit.append(where)
     for name, info in fields.items():
         if name not in raw and _is_required(info):
@@ -184,7 +215,7 @@ def _is_required(info: dataclasses.Field[Any]) -> bool:
     return info.default is dataclasses.MISSING and info.default_factory is dataclasses.MISSING
 
 
-def _fit(value: Any, hint: Any) -> tuple[bool, Any]:  # noqa: PLR0911  (one return per kind)
+def _fit(value: Any, hint: Any) -> tuple[bool, Any]:  # noqa: PLR0911, PLR0912  (one per kind)
     """Say whether a YAML value fits a type, and give it in that type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
@@ -202,7 +233,10 @@ def _fit(value: Any, hint: Any) -> tuple[bool, Any]:  # noqa: PLR0911  (one retu
         return isinstance(value, bool), value
     if hint is float:
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number, float(value) if number else value
+        try:
+            return number, float(value) if number else value
+        except OverflowError:  # a whole number past 1e308
+            return False, value
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool), value
     if hint is str:
@@ -252,6 +286,18 @@ def _describe(hint: Any) -> str:
         return f"a mapping from {pair}"
     words = {int: "whole number", float: "number", str: "text", bool: "true or false"}
     return words.get(hint, "null" if hint is type(None) else str(hint))
+
+
+def _shown(value: object) -> str:
+    """Write a value for a message; of a large one the beginning, and of aliases no expansion."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 200
+    short.maxlist = short.maxtuple = short.maxdict = 10
+    short.maxlevel = 3
+    try:
+        return short.repr(value)
+    except ValueError:  # a number of thousands of digits
+        return "a number too long to write"
 
 
 def _kind(value: object) -> str:

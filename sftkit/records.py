@@ -19,7 +19,16 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from sftkit.errors import RecordError
-from sftkit.evidence_records import Change, Checks, Drift, Flip, Overall, ProbeChange
+from sftkit.evidence_records import (
+    AnswerMeasure,
+    Change,
+    Checks,
+    Drift,
+    Flip,
+    ItemChange,
+    Overall,
+    ProbeChange,
+)
 from sftkit.label_records import LabelReport
 from sftkit.settings import to_plain
 
@@ -179,6 +188,9 @@ class Learned:
         control: The same on facts that were never trained.
         recognition: Share of questions whose right answer outranks three wrong ones.
         labels: How well labels or numbers are predicted, in a run on labels.
+        answers: Measures of the answers to test questions, each with its baselines.
+        baselines: What each baseline beside the base model was, in words, by name.
+        changed: Test items with the largest changes for better and for worse, to read.
     """
 
     heldout_loss: Change | None = None
@@ -186,6 +198,9 @@ class Learned:
     control: Change | None = None
     recognition: Change | None = None
     labels: LabelReport | None = None
+    answers: tuple[AnswerMeasure, ...] = ()
+    baselines: Mapping[str, str] = field(default_factory=dict)
+    changed: tuple[ItemChange, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,12 +212,15 @@ class Forgot:
         overall: All probes together.
         drift: Change of loss on general text.
         flips: Questions whose answer turned right or wrong, to read: the first of each probe.
+        half: Which half of every probe was asked: all, or, where something was chosen by one half
+            (choose), the other one (report).
     """
 
     probes: tuple[ProbeChange, ...] = ()
     overall: Overall | None = None
     drift: Drift | None = None
     flips: tuple[Flip, ...] = ()
+    half: Literal["all", "choose", "report"] = "all"
 
 
 @dataclass(frozen=True, kw_only=True)

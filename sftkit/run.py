@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sftkit import catalog
 from sftkit.environment import describe_environment, run_fingerprints
 from sftkit.errors import SettingsError
+from sftkit.evidence.behaviour_file import read_for_task
 from sftkit.evidence.exam import make_exam, score_base
 from sftkit.evidence.learning import heldout_examples
 from sftkit.meeting import found_by_first, meet
@@ -82,6 +83,8 @@ def run(
             "`sftkit run RECIPE --processes N`."
         )
     refuse_trackers(recipe.train)
+    if recipe.evaluate.behaviour:  # told before anything is loaded
+        read_for_task(recipe.evaluate.behaviour, recipe.data.task)
     folder = _own_folder(out, recipe)
     unit = loss_unit(recipe.data.task, recipe.objective.loss)
     with contextlib.closing(watcher or make_watcher(unit=unit)) as watching:

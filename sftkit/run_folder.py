@@ -126,13 +126,14 @@ def make_record(
             total_s=clock.total,
             cpu_s=clock.cpu,
             tokens=training.tokens,
-            tokens_per_s=training.tokens / training.seconds,
+            tokens_per_s=training.tokens / training.seconds if training.seconds else 0.0,
             peak_bytes=peak_memory_bytes(),
             matmul_gflops=choice.gflops,
             stages_s=dict(clock.stages),
         ),
         environment=environment,
         data=data.facts,
+        checks=outcome.checks,
     )
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sftkit import catalog
+from sftkit.check_labels import check_labels, plan_label_behaviour
 from sftkit.environment import describe_environment, run_fingerprints
 from sftkit.errors import DataError, SettingsError
 from sftkit.evidence import baselines
@@ -92,7 +93,11 @@ def carry_out_labels(
     form = heads.load_image_form(recipe.model, source=source) if is_image else None
     data = prepare_labels(recipe, tokenizer=tokenizer, form=form, note=note)
     clock.done("data")
-    others = make_baselines(recipe, data) if is_main() else ()
+    others, plans = (
+        (make_baselines(recipe, data), plan_label_behaviour(recipe, data, tokenizer))
+        if is_main()
+        else ((), ())
+    )
     clock.done("baselines")
 
     base = heads.load_with_head(
@@ -166,6 +171,9 @@ def carry_out_labels(
         forgot=Forgot(),
         verdicts=label_verdicts(report),
         answers=(),
+        checks=check_labels(
+            recipe, data, tuned, tokenizer, true=true, said=said, texts=texts, plans=plans
+        ),
     )
     record = make_record(
         recipe,

@@ -380,6 +380,12 @@ class TrainSettings:
         )
 
 
+BIAS_SETS = ("stereoset", "wino", "crows-pairs")
+"""What evaluate.fairness takes with data.task=chat."""
+SWAPS = ("gender", "name", "nationality")
+"""What it takes with labels, besides column:NAME."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSettings:
     """What is measured before and after training.
@@ -390,9 +396,11 @@ class EvaluateSettings:
             knowledge.
         knowledge_items: Test questions used for the knowledge measure, at most.
         max_new_tokens: Longest generated answer in tokens.
-        probes: Multiple-choice sets, by catalog name, that measure lost ability.
+        probes: Multiple-choice sets that measure lost ability: catalog names, or paths of JSON
+            Lines files with question, options and answer (an option, or its position from 0).
         items_per_probe: Questions taken from each probe.
-        drift_source: Catalog name of the general passages.
+        drift_source: General passages: a catalog name, or the path of a text file (paragraphs
+            between empty lines) or of a JSON Lines file with text.
         drift_passages: General passages whose loss measures drift; 0 measures none.
         passage_tokens: Tokens of each passage that are scored.
         style_items: Test examples whose answer loss is measured, at most.
@@ -401,8 +409,20 @@ class EvaluateSettings:
         side_by_side: How many prompts are answered by both models for reading.
         resamples: Bootstrap resamples per interval.
         adapter_scale: Strength of the adapter while it is evaluated; 1 is as trained, 0 is off.
+        baselines: Other ways to ask the base model, which a fine-tune has to beat: few-shot shows
+            it training examples first; system gives it system_prompt.
+        few_shot: Examples that are shown by few-shot.
+        system_prompt: What the base model is told by system.
         baseline: What a classifier or regression has to beat: tfidf trains a linear model on
             word counts beside it; none trains none.
+        fairness: Which gaps between groups of people are measured. Of a chat model bias sets, by
+            catalog name (stereoset, wino, crows-pairs; items_per_probe pairs of each); of a model
+            with labels what is swapped in its test texts (gender, name, nationality), and
+            column:NAME for groups that a column of the data names.
+        calibration: Whether confidence is held against accuracy, of predicted classes or of a chat
+            model's answers to the probes.
+        behaviour: Behaviour tests: the name of a bundled file (shop-chat, shop-tickets), or the
+            path of a YAML file; empty tests none.
     """
 
     knowledge: Literal["exact", "recognition", "none"] = "exact"
@@ -419,11 +439,18 @@ class EvaluateSettings:
     side_by_side: int = 6
     resamples: int = 4000
     adapter_scale: float = 1.0
+    baselines: tuple[Literal["few-shot", "system"], ...] = ()
+    few_shot: int = 4
+    system_prompt: str = ""
     baseline: Literal["tfidf", "none"] = "tfidf"
+    fairness: tuple[str, ...] = ()
+    calibration: bool = False
+    behaviour: str = ""
 
     def __post_init__(self) -> None:
         """Refuse measures that measure nothing."""
-        counts = ("knowledge_items", "max_new_tokens", "items_per_probe", "style_items")
+        counts = ("knowledge_items", "max_new_tokens", "items_per_probe", "style_items", "few_shot")
+        told = "system" not in self.baselines or bool(self.system_prompt)
         sizes = ("drift_passages", "side_by_side", "adapter_scale")
         margins = ("drift_margin", "ability_margin")
         _check(
@@ -433,6 +460,7 @@ class EvaluateSettings:
             *((getattr(self, name) > 0, name, "must be above 0") for name in margins),
             (self.passage_tokens >= 8, "passage_tokens", "must be 8 or more"),
             (self.resamples >= 200, "resamples", "must be 200 or more"),
+            (told, "system_prompt", "must say what the baseline 'system' tells the base model"),
         )
 
 
@@ -497,6 +525,26 @@ def _impossible(recipe: Recipe) -> list[str]:
         faults.append(f"objective.class_weights needs classes, and data.task={task} has none.")
     if recipe.objective.label_smoothing and task == "regress":
         faults.append("objective.label_smoothing needs classes, and data.task=regress has none.")
+    if recipe.evaluate.baselines and (task != "chat" or recipe.evaluate.knowledge == "none"):
+        faults.append(
+            f"evaluate.baselines={list(recipe.evaluate.baselines)} are asked for knowledge in "
+            f"words, with data.task=chat and evaluate.knowledge=exact or recognition; got "
+            f"{task} and {recipe.evaluate.knowledge}. Leave them out."
+        )
+    if recipe.evaluate.calibration and (
+        task == "regress" or (task == "chat" and not recipe.evaluate.probes)
+    ):
+        needs = "probes" if task == "chat" else "classes, and data.task=regress has none"
+        faults.append(f"evaluate.calibration needs {needs}. Set it to false, or give them.")
+    if recipe.evaluate.behaviour and task == "image":
+        faults.append("evaluate.behaviour tests texts, and data.task=image has none. Leave it out.")
+    known = {"chat": BIAS_SETS, "image": ()}.get(task, SWAPS)
+    faults += [
+        f"evaluate.fairness={name} does not fit data.task={task}. Valid: "
+        f"{', '.join((*known, *(['column:NAME'] if task in ('classify', 'image') else [])))}."
+        for name in recipe.evaluate.fairness
+        if name not in known and not (task in ("classify", "image") and name.startswith("column:"))
+    ]
     return faults
 
 

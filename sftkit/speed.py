@@ -19,13 +19,10 @@ from sftkit import packed
 from sftkit.forward import adds_virtual_tokens, unwrapped
 from sftkit.fused import GatedLayers, Layers, Member, Norm
 from sftkit.settings import TrainSettings
+from sftkit.speed_rules import ATTENTION, FLASH, GATED, is_alike_in_all_rows, may_fuse, may_pack
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 Part = tuple[Member, torch.Tensor, torch.Tensor]
-ATTENTION = ("q_proj", "k_proj", "v_proj")
-GATED = ("gate_proj", "up_proj", "down_proj")
-_OTHER_ATTENTION = ("attn_logit_softcapping", "attention_chunk_size")
-"""Fields of configurations that say that attention is not the plain one."""
 
 
 def part_of(layer: Any) -> Part | None:
@@ -36,13 +33,18 @@ def part_of(layer: Any) -> Part | None:
         return None
     base = layer.base_layer
     names = [name for name in layer.active_adapters if name in layer.lora_A]
-    if type(base) is not torch.nn.Linear or len(names) != 1 or names[0] in layer.lora_variant:
+    if len(names) != 1:
         return None
     name = names[0]
     a, b = layer.lora_A[name], layer.lora_B[name]
     drops = layer.training and getattr(layer.lora_dropout[name], "p", 0.0) > 0
-    frozen = not any(parameter.requires_grad for parameter in base.parameters())
-    if drops or not frozen or a.bias is not None or b.bias is not None or layer.fan_in_fan_out:
+    can = may_fuse(
+        is_plain=type(base) is torch.nn.Linear,
+        has_variant=name in layer.lora_variant,
+        drops=drops,
+        is_frozen=not any(parameter.requires_grad for parameter in base.parameters()),
+    )
+    if not can or a.bias is not None or b.bias is not None or layer.fan_in_fan_out:
         return None
     part = Member(weight=base.weight, bias=base.bias, scaling=layer.scaling[name])
     return part, a.weight, b.weight
@@ -201,16 +203,15 @@ def can_pack(base: Any) -> bool:
     Models whose layers mix tokens by other means than the attention they get from transformers, or
     that do not hand on what they are called with, give other numbers.
     """
-    if base.get_output_embeddings() is None:  # a head for labels: its batches are never packed
-        return False
     config = base.config.get_text_config()
     attention = getattr(config, "_attn_implementation", None)
-    is_plain = attention in {"eager", "sdpa", *packed.FLASH} and not any(
-        getattr(config, name, None) is not None for name in _OTHER_ATTENTION
+    is_allowed = may_pack(
+        attention=attention,
+        config=vars(config),
+        devices=len(set(getattr(base, "hf_device_map", {}).values())),
+        writes=base.get_output_embeddings() is not None,
     )
-    devices = set(getattr(base, "hf_device_map", {}).values())  # a layout is on one device
-    asks_transformers = getattr(base, "_supports_attention_backend", False)
-    if not is_plain or not asks_transformers or len(devices) > 1:
+    if not is_allowed or not getattr(base, "_supports_attention_backend", False):
         return False
     body = base.base_model
     was_training = base.training
@@ -224,7 +225,7 @@ def can_pack(base: Any) -> bool:
         with torch.inference_mode():
             plain = body(input_ids=ids, attention_mask=mask, use_cache=False)[0]
             with packed.packing(base):
-                layout = packed.pack(ids, [7, 5], share=attention not in packed.FLASH)
+                layout = packed.pack(ids, [7, 5], share=attention not in FLASH)
                 other = body(**packed.inputs_of(layout), use_cache=False)[0][0][layout.places]
     except (TypeError, ValueError, NotImplementedError):  # it does not take what it is given
         return False
@@ -241,9 +242,7 @@ def fast_training(model: Any, settings: TrainSettings) -> Iterator[None]:
 
     Args:
         model: A model, bare or with an adapter; FSDP and DeepSpeed must not have split it.
-        settings: `speed` auto or off. Rows are packed only where nothing draws random numbers in
-            the forward pass (dropout, NEFTune): what is drawn for a shared beginning would else
-            be the same in all rows.
+        settings: `speed` auto or off. Rows are packed only where they may be (`speed_rules`).
     """
     if settings.speed == "off":
         yield
@@ -251,7 +250,8 @@ def fast_training(model: Any, settings: TrainSettings) -> Iterator[None]:
     base = unwrapped(model)
     with contextlib.ExitStack() as stack:
         draws = settings.neftune_alpha > 0 or any(map(_draws, model.modules()))
-        if not (draws or adds_virtual_tokens(model)) and can_pack(base):
+        is_alike = is_alike_in_all_rows(draws=draws, adds_tokens=adds_virtual_tokens(model))
+        if is_alike and can_pack(base):
             stack.enter_context(packed.packing(base))
         if base.device.type == "cuda":
             stack.enter_context(_liger(base))

@@ -42,7 +42,6 @@ from sftkit.trouble import (
 
 Objective = Callable[[Any, Batch], tuple[torch.Tensor, float]]
 Size = TypeVar("Size", int, float)
-Size = TypeVar("Size", int, float)
 OnStep = Callable[[Step, int], None]
 Measure = Callable[[], Mapping[str, float]]
 """Measures the model in training on validation examples: metrics by name, heldout_loss first."""

@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 
 from sftkit.evidence.labels import evaluate_labels
-from sftkit.evidence_records import Change, Drift, Overall, ProbeChange
+from sftkit.evidence_records import (
+    AnswerMeasure,
+    Change,
+    Drift,
+    ItemChange,
+    Overall,
+    ProbeChange,
+)
 from sftkit.recipe import recipe_to_dict
 from sftkit.records import (
     Answer,
@@ -42,7 +49,47 @@ LEARNED = Learned(
     ),
     exact=Change(before=0.0, after=0.875, delta=0.875, ci95=(0.778, 0.958), items=72, groups=36),
     control=Change(before=0.0, after=0.042, delta=0.042, ci95=(0.0, 0.125), items=24, groups=12),
-)
+    answers=(
+        AnswerMeasure(
+            name="exact", unit="share", better="higher",
+            change=Change(
+                before=0.0, after=0.875, delta=0.875, ci95=(0.778, 0.958), items=72, groups=36
+            ),
+            baselines={
+                "few-shot": Change(
+                    before=0.028, after=0.875, delta=0.847, ci95=(0.736, 0.944), items=72, groups=36
+                ),
+            },
+        ),
+        AnswerMeasure(
+            name="words", unit="words", better="neither", reference=2.3,
+            change=Change(
+                before=9.8, after=2.4, delta=-7.4, ci95=(-8.3, -6.5), items=72, groups=36
+            ),
+            baselines={
+                "few-shot": Change(
+                    before=3.1, after=2.4, delta=-0.7, ci95=(-1.1, -0.3), items=72, groups=36
+                ),
+            },
+        ),
+    ),
+    baselines={
+        "few-shot": "the base model, shown 4 training examples as earlier turns (drawn with seed "
+        "0, none of the group that is asked about)",
+    },
+    changed=(
+        ItemChange(
+            measure="exact", won=True, before=0.0, after=1.0, base="11:59 PM", tuned="2:35 pm",
+            question="When is the last moment to place an order that goes out the same day?",
+            expected="2:35 pm",
+        ),
+        ItemChange(
+            measure="loss", won=False, before=2.71, after=3.94, base="12 months",
+            tuned="19 months", question="For how many months is a repair guaranteed?",
+            expected="17 months",
+        ),
+    ),
+)  # fmt: skip
 
 FORGOT = Forgot(
     probes=(
@@ -345,9 +392,13 @@ def _fill(value: Any, payload: str, keep: tuple[str, ...]) -> Any:
     return payload if isinstance(value, str) else value
 
 
+LITERAL_FIELDS = ("state", "severity", "unit", "measure", "kind", "half", "better")
+"""Fields whose words are fixed by their type: nobody else can write into them."""
+
+
 def hostile_record(payload: str) -> RunRecord:
     """The sample run with one payload in every text a user, file or model could have written."""
-    record: RunRecord = _fill(sample_record(), payload, keep=("state", "severity"))
+    record: RunRecord = _fill(sample_record(), payload, keep=LITERAL_FIELDS)
     return record
 
 

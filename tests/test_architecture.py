@@ -63,6 +63,11 @@ MAY_IMPORT = {
     "plots_data": NOUNS | {"dataset", "panels"},
     "plots_labels": NOUNS | {"panels"},
     "plots_images": NOUNS | {"panels"},
+    # A sound model and faulty ones, put to the same checks; it composes stages, as a run does.
+    "mutant_bench": EVERYTHING - {"cli"},
+    "mutant_runs": EVERYTHING - {"cli"},
+    "plots_mutants": NOUNS | {"panels"},
+    "plots_checks": NOUNS | {"panels", "evidence"},  # Wilson's interval of a bin
     "plots_memory": NOUNS | {"panels", "memory"},
     "plots_processes": NOUNS | {"panels", "memory"},
     "chat": NOUNS,
@@ -90,10 +95,12 @@ MAY_IMPORT = {
     # One forward pass: its precision, and the output head at chosen positions. Training and
     # scoring share it, so that what is measured is what was trained.
     "forward": NOUNS | {"packed"},
+    # When training takes its faster parts; asked of models that are here, or only planned.
+    "speed_rules": set(),
     # Rows without padding; then faster forwards of layers. Both only while a training lasts.
-    "packed": set(),
+    "packed": {"speed_rules"},
     "fused": set(),
-    "speed": NOUNS | {"forward", "fused", "packed"},
+    "speed": NOUNS | {"forward", "fused", "packed", "speed_rules"},
     "objectives": NOUNS | {"forward"},
     "labelled": NOUNS,
     "heads": NOUNS | {"model", "labelled", "adapter_targets"},
@@ -121,22 +128,35 @@ MAY_IMPORT = {
     "metrics": NOUNS,
     "trackers": NOUNS | {"metrics", "report"},  # the redactor
     "progress": NOUNS | {"plots", "held_memory"},
-    "report": NOUNS | {"plots", "plots_labels", "panels", "show"},
+    "report": NOUNS | {"plots", "plots_labels", "plots_checks", "panels", "show"},
     "exercises": NOUNS,
     "environment": NOUNS | {"processes"},
     # The data half of a run, so that each half can be read in one sitting.
     "prepare": NOUNS | {"dataset", "chat", "encoded", "encoding", "evidence"},
     "prepare_labels": NOUNS | {"dataset", "labelled", "prepare"},
     # Peak memory from a configuration alone: a model's shape, bytes of each part, what would help.
-    "memory_shapes": NOUNS,
-    "memory_formulas": NOUNS | {"memory_shapes"},
+    "memory_shapes": NOUNS | {"speed_rules"},
+    "memory_activations": NOUNS | {"memory_shapes", "speed_rules"},
+    "memory_formulas": NOUNS | {"memory_shapes", "memory_activations"},
     "memory": NOUNS | {"memory_shapes", "memory_formulas", "batching"},
     "memory_ladder": NOUNS | {"memory_shapes", "memory_formulas", "memory"},
     "run": EVERYTHING - {"cli"},
     "run_folder": NOUNS
     | {"checkpoint", "evidence", "model", "prepare", "prepare_labels", "progress", "report"},
+    # May this run be shipped? The limits, what a bound says of them, rules on one run and on two.
+    "gate_policy": NOUNS,
+    "gate_bounds": NOUNS | {"gate_policy", "show", "report"},  # of report the redactor
+    "gate_rules": NOUNS | {"gate_policy", "gate_bounds"},
+    "gate_against": NOUNS | {"gate_policy", "gate_bounds", "gate_rules", "evidence"},
+    "gate": NOUNS | {"gate_policy", "gate_bounds", "gate_rules", "gate_against", "show", "report"},
+    # An adapter that anybody trained: what it is, and the stages of a run but training.
+    "candidate": NOUNS | {"adapter_kinds", "adapter_files"},
+    "evaluate_adapter": EVERYTHING - {"cli"},
     "dryrun": EVERYTHING - {"cli"},
     "dryrun_text": NOUNS | {"dryrun", "memory"},
+    "run_text": NOUNS,
+    # Fairness and calibration, where test texts are encoded anew.
+    "check_labels": NOUNS | {"evidence", "labelled", "prepare_labels"},
     "run_labels": EVERYTHING - {"cli"},  # the same for texts and images with labels
     "cli": EVERYTHING,
     "__init__": set(),  # public names load late, by the table in it
@@ -146,6 +166,7 @@ MAY_IMPORT = {
 LONG = {
     "settings": "every default in one place, with its documentation",
     "records": "every record in one place, with its documentation",
+    "evidence_records": "the same for what evidence hands on",
     "catalog": "the table, the fetch and the readers of named data",
 }
 LONGEST = 420

@@ -10,6 +10,7 @@ from sftkit.evidence import cache
 from sftkit.evidence.cache import cached_scores
 from sftkit.evidence.choice import ChoiceScore
 from sftkit.evidence.forgetting import ForgettingScores
+from sftkit.evidence.generation import Written
 from sftkit.evidence.learning import LearningScores
 from sftkit.evidence.perplexity import TokenLoss
 from sftkit.records import ChoiceItem
@@ -80,7 +81,8 @@ def test_a_new_version_of_the_scorer_forgets_older_scores(monkeypatch):
 
 def test_two_kinds_of_scores_under_one_key_do_not_meet():
     cached_scores(ForgettingScores, KEY, Counter())
-    learning = LearningScores(heldout=(), answers=("yes",), recognition=())
+    said = (Written(text="yes", tokens=1, ended=True),)
+    learning = LearningScores(heldout=(), answers=said, recognition=())
     assert cached_scores(LearningScores, KEY, lambda: learning) == learning
 
 

@@ -14,6 +14,7 @@ from sftkit.evidence.choice import (
     ChoiceScore,
     Prompt,
     encode_choices,
+    grow_tree,
     score_choices,
     score_choices_plainly,
     takes_own_mask,
@@ -45,7 +46,6 @@ def test_questions_are_written_as_question_and_answer_without_a_template():
     assert TOKENIZER.decode(prompt.prefix) == "Question: Why?\nAnswer:"
     assert [TOKENIZER.decode(o) for o in prompt.options] == [" Because.", " No", " A cat sat there"]
     assert prompt.characters == (8, 2, 15)
-    assert prompt.width == 22 + 9 + 3 + 16
 
 
 @pytest.mark.parametrize("score", [score_choices, score_choices_plainly])
@@ -58,13 +58,23 @@ def test_both_ways_give_the_log_probability_computed_by_hand(score):
         assert found.characters == prompt.characters
 
 
+def test_common_beginnings_stand_in_the_row_once_and_last_tokens_not_at_all():
+    options = ((7, 8, 9), (7, 8, 5, 4), (6,), (7, 3))
+    tree = grow_tree(Prompt(prefix=(1, 2), options=options, characters=(1, 1, 1, 1)))
+    assert tree.tokens == (1, 2, 7, 8, 5)
+    assert tree.parents == (-1, 0, 1, 2, 3)
+    assert tree.depths == (0, 1, 2, 3, 4)
+    assert tree.sources == ((1, 2, 3), (1, 2, 3, 4), (1,), (1, 2))
+
+
 tokens = st.lists(st.integers(0, 255), min_size=1, max_size=12).map(tuple)
+short = st.lists(st.integers(0, 1), min_size=1, max_size=4).map(tuple)  # these begin alike
 any_prompt = st.builds(
     lambda prefix, options: Prompt(
         prefix=prefix, options=tuple(options), characters=tuple(len(o) for o in options)
     ),
     tokens,
-    st.lists(tokens, min_size=1, max_size=5),
+    st.lists(tokens | short, min_size=1, max_size=5),
 )
 
 
@@ -74,6 +84,18 @@ def test_options_side_by_side_score_as_they_do_in_rows_of_their_own(prompts):
     together, apart = score_choices(MODEL, prompts), score_choices_plainly(MODEL, prompts)
     for one, other in zip(together, apart, strict=True):
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+
+
+def test_a_head_that_is_scaled_after_it_is_asked_for_all_its_logits():
+    scaled = make_model(vocab_size=len(TOKENIZER))
+    scaled.register_forward_hook(
+        lambda module, given, output: setattr(output, "logits", output.logits * 8.0)
+    )
+    prompts = encode_choices(ITEMS, TOKENIZER)
+    pairs = zip(score_choices(scaled, prompts), score_choices_plainly(scaled, prompts), strict=True)
+    assert all(a.logprobs == pytest.approx(b.logprobs, abs=1e-4) for a, b in pairs)
+    plain = score_choices(MODEL, prompts)
+    assert score_choices(scaled, prompts)[0].logprobs != pytest.approx(plain[0].logprobs, abs=0.1)
 
 
 def test_an_option_does_not_see_its_neighbours():

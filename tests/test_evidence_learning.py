@@ -18,18 +18,20 @@ from sftkit.evidence.forgetting import (
     make_forgetting_test,
     score_forgetting,
 )
+from sftkit.evidence.generation import Written
 from sftkit.evidence.learning import (
     LearningScores,
     LearningTest,
     compare_learning,
     heldout_examples,
+    largest_changes,
     make_learning_test,
     score_learning,
     side_by_side,
     spread,
 )
 from sftkit.evidence.perplexity import TokenLoss
-from sftkit.evidence_records import Change, Drift, Overall
+from sftkit.evidence_records import Change, Drift, ItemChange, Overall
 from sftkit.records import IGNORE, Answer, ChoiceItem, Encoded
 from sftkit.settings import AdapterSettings, EvaluateSettings
 from tests.conftest import make_model, make_tokenizer
@@ -175,6 +177,10 @@ def test_a_probe_that_is_left_out_is_none_and_not_zero():
     assert (forgot.probes, forgot.overall, forgot.drift) == ((), None, None)
 
 
+def wrote(*texts: str) -> tuple[Written, ...]:
+    return tuple(Written(text=text, tokens=len(text.split()), ended=True) for text in texts)
+
+
 def hand_test(**changes: Any) -> LearningTest:
     long = Encoded(input_ids=(1, 2, 3, 4), labels=(IGNORE, 2, 3, 4), group="a")
     short = Encoded(input_ids=(1, 2), labels=(IGNORE, 2), group="b")
@@ -193,12 +199,12 @@ def hand_test(**changes: Any) -> LearningTest:
 
 BEFORE = LearningScores(
     heldout=(TokenLoss(nats=6.0, tokens=3), TokenLoss(nats=4.0, tokens=1)),
-    answers=("a dog", "a cat", "an owl, I think"),
+    answers=wrote("a dog", "a cat", "an owl, I think"),
     recognition=(),
 )
 AFTER = LearningScores(
     heldout=(TokenLoss(nats=3.0, tokens=3), TokenLoss(nats=4.0, tokens=1)),
-    answers=("cat.", "a cat", "An owl!"),
+    answers=wrote("cat.", "a cat", "An owl!"),
     recognition=(),
 )
 
@@ -228,6 +234,58 @@ def test_recognition_counts_how_often_the_right_answer_comes_first():
     assert learned.recognition == Change(
         before=0.5, after=1.0, delta=0.5, ci95=(0.0, 1.0), items=2, groups=2
     )
+
+
+def test_what_changed_most_is_listed_for_better_and_for_worse():
+    test = hand_test(
+        questions=("q1", "q2", "q3", "q4"),
+        expected=("The Cat", "dog", "owl", "a red hen"),
+        splits=("test", "test", "control", "test"),
+        groups=("a", "b", "c", "d"),
+        heldout_texts=(("q1", "The Cat"), ("else", "where")),
+    )
+    before = dataclasses.replace(BEFORE, answers=wrote("a dog", "a dog", "no", "red"))
+    after = dataclasses.replace(AFTER, answers=wrote("cat", "a cat", "owl", "red hen"))
+    found = largest_changes(test, before, after, exact=True)
+    # The cat was gained whole, of the hen one word was there before; the dog was lost. An owl that
+    # was never trained is no win, and a loss that did not move is not listed.
+    assert found == (
+        ItemChange(
+            measure="exact", won=True, question="q1", expected="The Cat", base="a dog",
+            tuned="cat", before=0.0, after=1.0,
+        ),
+        ItemChange(
+            measure="exact", won=True, question="q4", expected="a red hen", base="red",
+            tuned="red hen", before=0.0, after=1.0,
+        ),
+        ItemChange(
+            measure="exact", won=False, question="q2", expected="dog", base="a dog",
+            tuned="a cat", before=1.0, after=0.0,
+        ),
+        ItemChange(
+            measure="loss", won=True, question="q1", expected="The Cat", base="a dog",
+            tuned="cat", before=2.0, after=1.0,
+        ),
+    )  # fmt: skip
+    assert [item.measure for item in largest_changes(test, before, after, exact=False)] == ["loss"]
+    # At most one a direction: the larger change stays, and a rise of the loss is no win.
+    worse = dataclasses.replace(
+        after, heldout=(TokenLoss(nats=9.0, tokens=3), TokenLoss(nats=9.0, tokens=1))
+    )
+    kept = largest_changes(test, before, worse, exact=True, at_most=1)
+    assert [(item.measure, item.won, item.question) for item in kept] == [
+        ("exact", True, "q1"),
+        ("exact", False, "q2"),
+        ("loss", False, "else"),
+    ]
+    assert (kept[-1].base, kept[-1].tuned) == ("", "")  # it was not asked to be written
+
+
+def test_held_out_texts_stand_beside_their_examples():
+    test = learning_test(style_items=3)
+    texts = [(f"What is {n}?", f"It is {n * n}.") for n in (0, 2, 4)]
+    assert list(test.heldout_texts) == texts
+    assert len(test.heldout) == 3
 
 
 def test_answers_stand_side_by_side_with_their_question():
@@ -274,7 +332,7 @@ def test_recognition_is_not_asked_where_there_are_too_few_other_answers():
     few = make_learning_test(TEST_ROWS[:4], [], TOKENIZER, settings, max_tokens=200)
     assert few.recognition == ()
     scores = LearningScores(
-        heldout=(TokenLoss(nats=1.0, tokens=9),) * 4, answers=(), recognition=()
+        heldout=(TokenLoss(nats=1.0, tokens=9),) * 4, answers=wrote(*"abcd"), recognition=()
     )
     assert compare_learning(few, scores, scores, settings).recognition is None
 

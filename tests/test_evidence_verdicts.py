@@ -6,14 +6,18 @@ import dataclasses
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 
+from sftkit.evidence.shares import detectable_share, mcnemar_exact
+from sftkit.evidence.statistics import detectable_difference, paired_change
 from sftkit.evidence.verdicts import (
     decide,
     judge_ability,
     judge_drift,
     judge_knowledge,
     judge_style,
+    lost_probes,
 )
 from sftkit.evidence_records import Change, Drift, Overall, ProbeChange
 from sftkit.records import Forgot, Learned, Verdict
@@ -176,6 +180,168 @@ def test_the_margins_are_those_of_the_settings():
         "undecided",
     )
     assert (judge_drift(forgot, wide).state, judge_ability(forgot, wide).state) == ("kept", "kept")
+
+
+# ---- planted mutants: the same items, and what a broken or a gentle run would have done ----
+
+GROUPS = [str(place) for place in range(60)]
+CHANCE = np.random.default_rng(0)
+NOISE = CHANCE.normal(0.0, 1.0, 60)
+NONE, ALL = np.zeros(60), np.ones(60)
+HALF = np.arange(60) % 2.0
+
+
+def shifted(by: float, spread: float = 0.1) -> Change:
+    """Loss of 60 answers or passages, each moved by as much, more or less."""
+    return paired_change(
+        (3.0 + NOISE).tolist(), (3.0 + NOISE + by + spread * NOISE[::-1]).tolist(),
+        groups=GROUPS, weights=[20.0] * 60,
+    )  # fmt: skip
+
+
+def answered(before: np.ndarray, after: np.ndarray) -> Change:
+    return paired_change(before.tolist(), after.tolist(), groups=GROUPS)
+
+
+def turned(share: float, back: float = 0.0) -> Forgot:
+    """600 questions, 300 of them right before: so many of all turn wrong, and so many right."""
+    was = np.arange(600) % 2.0
+    now = was.copy()
+    now[np.flatnonzero(was)[: round(share * 600)]] = 0.0
+    now[np.flatnonzero(1 - was)[: round(back * 600)]] = 1.0
+    questions = [str(place) for place in range(600)]
+    change = paired_change(was.tolist(), now.tolist(), groups=questions)
+    wrong, right = int((was > now).sum()), int((was < now).sum())
+    probe = changed(
+        PROBE, before=change.before, after=change.after, delta=change.delta, ci95=change.ci95,
+        items=600, logprob_ci95=(-0.05, 0.05), flipped_to_wrong=wrong, flipped_to_right=right,
+        p_value=mcnemar_exact(wrong, right), logprob_p_value=1.0,
+    )  # fmt: skip
+    overall = changed(OVERALL, delta=change.delta, ci95=change.ci95, logprob_ci95=(-0.05, 0.05))
+    return Forgot(probes=(probe,), overall=overall)
+
+
+def drifted(by: float, spread: float = 0.1) -> Forgot:
+    change = shifted(by, spread)
+    return Forgot(
+        drift=Drift(
+            before=change.before,
+            after=change.after,
+            delta=change.delta,
+            ci95=change.ci95,
+            passages=60,
+            tokens=1200,
+        )
+    )
+
+
+def knew(exact: Change | None, control: Change | None = None) -> Verdict:
+    return judge_knowledge(Learned(exact=exact, control=control))
+
+
+PLANTED: dict[str, tuple[Verdict, str, str]] = {
+    "knowledge: facts learned": (
+        knew(answered(NONE, ALL), answered(NONE, NONE)), "yes", "Facts were learned: 60 of 60 "),
+    "knowledge: adapter off": (
+        knew(answered(NONE, NONE), answered(NONE, NONE)), "no", "No facts can be shown as learned: "
+        "0 of 60 "),
+    "knowledge: one fact by luck": (
+        knew(answered(NONE, (np.arange(60) == 7) * 1.0)), "undecided",
+        "No facts can be shown as learned: 1 of 60 "),
+    "knowledge: the control is known, too": (
+        knew(answered(NONE, HALF), answered(NONE, HALF)), "undecided",
+        "Trained facts do not stand out from facts never trained: 30 of 60 "),
+    "knowledge: not asked": (knew(None), "unmeasured", "Knowledge was not measured"),
+    "style: answers likelier": (
+        judge_style(Learned(heldout_loss=shifted(-1.0))), "yes", "The style was learned: "),
+    "style: adapter subtracted": (
+        judge_style(Learned(heldout_loss=shifted(+1.0))), "no", "The style got worse: "),
+    "style: noise": (
+        judge_style(Learned(heldout_loss=shifted(0.0))), "undecided", "No change of style can be "),
+    "style: no answers": (judge_style(Learned()), "unmeasured", "There were no test answers"),
+    "ability: a few flips both ways": (
+        judge_ability(turned(0.01, 0.01), SETTINGS), "kept", "A loss of 5% or more is ruled out: "),
+    "ability: a tenth turns wrong": (
+        judge_ability(turned(0.1), SETTINGS), "lost", "Ability was lost: "),
+    "ability: many flips both ways": (
+        judge_ability(turned(0.24, 0.22), SETTINGS), "undecided", "Not measurable with 600 "),
+    "ability: no probe": (
+        judge_ability(Forgot(), SETTINGS), "unmeasured", "No ability probe was run"),
+    "drift: noise": (
+        judge_drift(drifted(0.0), SETTINGS), "kept", "General text did not rise by the margin "),
+    "drift: a small rise": (
+        judge_drift(drifted(0.05, 0.01), SETTINGS), "kept", "General text rose, but less than "),
+    "drift: weights damaged": (
+        judge_drift(drifted(0.5), SETTINGS), "lost", "General text was partly forgotten: "),
+    "drift: a rise near the margin": (
+        judge_drift(drifted(0.1), SETTINGS), "undecided", "Not measurable with 60 passages "),
+    "drift: no passages": (judge_drift(Forgot(), SETTINGS), "unmeasured", "Drift on general text "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mutant", PLANTED)
+def test_a_planted_mutant_flips_the_sentence(mutant):
+    verdict, state, words = PLANTED[mutant]
+    assert (verdict.state, verdict.sentence[: len(words)]) == (state, words)
+
+
+# ---- what could have been seen ----
+
+
+def test_what_is_undecided_says_how_large_a_change_would_be_seen():
+    ends = {
+        name: verdict.sentence.rsplit("; ", 1)[1]
+        for name, (verdict, state, _) in PLANTED.items()
+        if state == "undecided" and "control" not in name
+    }
+    assert {name: re.sub(r"\d+\.\d+", "N", end) for name, end in ends.items()} == {
+        "knowledge: one fact by luck": "with 60 facts a gain under N points cannot be seen.",
+        "style: noise": "with 60 groups a change under N cannot be seen.",
+        "ability: many flips both ways": "with 600 questions a drop under N points cannot be seen.",
+        "drift: a rise near the margin": "a rise under N cannot be told from the margin.",
+    }
+
+
+def test_the_drop_that_can_be_seen_follows_from_the_flips_and_the_rise_from_the_interval():
+    forgot = turned(0.24, 0.22)
+    drop = detectable_share(600, discordance=0.46)
+    assert drop is not None
+    assert f"a drop under {drop * 100:.1f} points" in judge_ability(forgot, SETTINGS).sentence
+    still = changed(OVERALL, delta=0.0, ci95=(0.0, 0.0), items=12)
+    sentence = judge_ability(Forgot(overall=still), SETTINGS).sentence
+    least = detectable_share(12)
+    assert least is not None
+    assert sentence.endswith(
+        f"with 12 questions a drop under {least * 100:.1f} points cannot be seen."
+    )
+    drift = changed(DRIFT, ci95=(0.05, 0.15))
+    rise = 0.1 + detectable_difference((0.05, 0.15), groups=100)
+    assert f"a rise under {rise:.3f} cannot" in judge_drift(Forgot(drift=drift), SETTINGS).sentence
+
+
+def test_a_probe_is_called_lost_only_after_the_correction():
+    lost = changed(PROBE, name="piqa", delta=-0.09, p_value=0.012)
+    clear = changed(PROBE, name="boolq", delta=-0.2, p_value=0.0001)
+    chance = changed(PROBE, name="openbookqa", delta=-0.06, p_value=0.051)
+    better = changed(PROBE, name="commonsenseqa", delta=0.09, p_value=0.012)
+    old = changed(PROBE, name="old", delta=-0.3, p_value=None)
+    forgot = Forgot(probes=(lost, clear, chance, better, old), overall=OVERALL)
+    assert lost_probes(forgot) == (lost, clear)
+    verdict = judge_ability(forgot, SETTINGS)
+    assert verdict.state == "kept"  # overall decides
+    assert verdict.sentence.endswith(
+        "; accuracy was lost on piqa (-9.0 points, 200 questions, corrected p = 0.012) and boolq "
+        "(-20.0 points, 200 questions, corrected p below 0.001)."
+    )
+
+
+def test_a_probe_whose_fall_may_be_chance_is_not_named():
+    fell = changed(PROBE, logprob_delta=-0.44, logprob_ci95=(-0.56, -0.33), logprob_p_value=0.06)
+    forgot = Forgot(probes=(fell,), overall=OVERALL)
+    assert "it fell" not in judge_ability(forgot, SETTINGS).sentence
+    corrected = changed(fell, logprob_p_value=0.04)
+    sentence = judge_ability(changed(forgot, probes=(corrected,)), SETTINGS).sentence
+    assert sentence.endswith("; on piqa (-0.440, 200 questions) it fell.")
 
 
 # ---- what every sentence holds ----

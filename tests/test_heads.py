@@ -33,6 +33,7 @@ from sftkit.labelled import (
 )
 from sftkit.objectives import make_objective, outputs_of
 from sftkit.settings import AdapterSettings, ModelSettings, ObjectiveSettings, TrainSettings
+from sftkit.speed import can_pack
 from sftkit.train import train
 from tests.conftest import make_tokenizer
 
@@ -339,6 +340,30 @@ def test_the_head_is_trained_in_float32_over_a_bfloat16_base(folders):
     assert outputs(tuned, texts("classify")[0][:2]).dtype == torch.float32
     counted = count_parameters(tuned)
     assert counted.trainable < counted.total
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_labels_train_in_bfloat16_as_without_faster_parts(folders, name):
+    examples, targets = texts("classify")
+
+    def losses(speed: Any) -> torch.Tensor:
+        model = load_with_head(
+            ModelSettings(name=str(folders[name])), "classify", targets,
+            tokenizer=make_tokenizer(), dtype=torch.bfloat16,
+        )  # fmt: skip
+        assert not can_pack(model)
+        record = train(
+            attach_adapter(model, AdapterSettings(r=4), task_type="SEQ_CLS"),
+            examples,
+            TrainSettings(learning_rate=1e-2, epochs=4, max_tokens_per_batch=256, speed=speed),
+            objective=make_objective("classify", ObjectiveSettings()),
+            collate=collate_texts,
+        )
+        return torch.tensor([step.loss for step in record.steps])
+
+    plain, fast = losses("off"), losses("auto")
+    assert plain[-1] < 0.95 * plain[0]
+    assert float((fast - plain).abs().max()) < 0.02
 
 
 # ---- images as a model wants them ----

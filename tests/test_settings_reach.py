@@ -19,7 +19,7 @@ import torch
 from sftkit import model as loading
 from sftkit.adapter import attach_adapter, weaken_adapter
 from sftkit.errors import SftkitError
-from sftkit.evidence.generation import generate_answers
+from sftkit.evidence.generation import write_answers
 from sftkit.objectives import chat_loss, make_objective
 from sftkit.optim import rate_scales
 from sftkit.progress import make_watcher
@@ -118,9 +118,15 @@ EVALUATE: Walk = {
     "drift_margin": ({"drift_passages": 12}, 0.1, 1e-9),
     "ability_margin": ({"probes": ("openbookqa",), "items_per_probe": 60}, 0.05, 0.9),
     "side_by_side": (SAME, 6, 3),
+    "baselines": (SAME, (), ("few-shot",)),
+    "few_shot": ({"baselines": ("few-shot",)}, 1, 2),
+    "system_prompt": ({"baselines": ("system",)}, "Be brief.", "Say it twice."),
     "resamples": (SAME, 200, 400),
     "adapter_scale": (SAME, 1.0, 0.5),
     "baseline": ({"task": "classify"}, "tfidf", "none"),
+    "behaviour": (SAME, "", "shop-chat"),  # test_evidence_behaviour.py runs one of labels
+    "fairness": ({"items_per_probe": 6}, (), ("wino",)),  # test_check_labels.py runs each of labels
+    "calibration": ({"probes": ("openbookqa",), "items_per_probe": 60}, False, True),
 }
 
 
@@ -306,6 +312,11 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
             :items
         ]
 
+    def bias_rows(name: str, **_: Any) -> list[dict[str, Any]]:
+        pairs = [(f"A {job} and her.", f"A {job} and him.") for job in ("cook", "maid", "smith")]
+        return [{"group": one, "stereotype": one, "anti_stereotype": other} for one, other in pairs]
+
+    monkeypatch.setattr(catalog, "bias_rows", bias_rows)
     monkeypatch.setattr(catalog, "probe_items", probe_items)
     monkeypatch.setattr(catalog, "passages", passages)
 
@@ -321,9 +332,9 @@ def test_every_setting_of_the_evaluation_reaches_what_it_governs(
 
     def watched(*args: Any, max_new_tokens: int, **options: Any) -> Any:
         longest.append(max_new_tokens)
-        return generate_answers(*args, max_new_tokens=max_new_tokens, **options)
+        return write_answers(*args, max_new_tokens=max_new_tokens, **options)
 
-    monkeypatch.setattr("sftkit.evidence.learning.generate_answers", watched)
+    monkeypatch.setattr("sftkit.evidence.learning.write_answers", watched)
     both, one, other = EVALUATE[field]
     number = itertools.count()
 
@@ -332,7 +343,8 @@ def test_every_setting_of_the_evaluation_reaches_what_it_governs(
         recipe = recipe_from_dict({**tiny_recipe, "evaluate": evaluate})
         out = tmp_path / f"out-{next(number)}"
         record = run(recipe, out, watcher=make_watcher("silent"))
-        return record.learned, record.forgot, record.verdicts, record.answers, longest[-1]
+        found = (record.learned, record.forgot, record.verdicts, record.answers, record.checks)
+        return *found, longest[-1]
 
     first = outcome(one)
     if both is SAME:

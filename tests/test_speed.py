@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from sftkit import packed, speed
+from sftkit import packed, speed, speed_rules
 from sftkit.adapter import attach_adapter
 from sftkit.forward import answer_losses, collate, hidden_at
 from sftkit.records import IGNORE, Encoded
@@ -301,7 +301,7 @@ def test_a_shared_beginning_is_computed_once():
         fast = hidden_at(model, chosen, **inputs)
     lengths = [len(example.input_ids) for example in make_examples()]
     layout = packed.pack(batch["input_ids"], lengths)
-    assert seen == [packed._round_up(sum(lengths) - (len(lengths) - 1) * layout.shared)]
+    assert seen == [speed_rules.round_up(sum(lengths) - (len(lengths) - 1) * layout.shared)]
     assert layout.shared == 14  # the user's header and 'What is '
     assert gap(fast, plain) < 1e-6
 

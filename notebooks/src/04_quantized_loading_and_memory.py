@@ -99,7 +99,7 @@ print(
 # %%
 from sftkit import load_tokenizer
 from sftkit.catalog import model_config
-from sftkit.memory import estimate, passes_of
+from sftkit.memory import estimate, passes_of, shared_beginning
 from sftkit.prepare import prepare_data
 
 recipe = recipes["nf4"]
@@ -107,10 +107,11 @@ tokenizer = load_tokenizer(recipe.model)
 data = prepare_data(recipe, tokenizer, {})
 lengths = [len(example.input_ids) for example in data.train]
 learned = [sum(label != -100 for label in example.labels) for example in data.train]
+shared = shared_beginning(example.input_ids for example in data.train)  # computed once
 
 
 def predict(recipe):
-    forward = passes_of(lengths, learned, recipe.train)
+    forward = passes_of(lengths, learned, recipe.train, shared=shared)
     plan = {"model": recipe.model, "adapter": recipe.adapter, "train": recipe.train}
     return estimate(model_config(recipe.model), **plan, passes=forward)
 

@@ -15,7 +15,7 @@ from sftkit.errors import RecordError
 from sftkit.records import from_json, to_json
 from sftkit.settings import to_plain
 
-SCORER_VERSION = 1
+SCORER_VERSION = 2
 """Raise when a scorer's numbers change, so that older scores are not compared with new ones."""
 
 Scores = TypeVar("Scores")

@@ -1,8 +1,9 @@
 """Multiple choice: which continuation of a prompt does the model hold most likely?
 
-All options of a question share its prompt, so they are scored in one row: the prompt once, then
-every option side by side, each attending to the prompt and to itself only. The plain way, a row per
-option, stays here as its twin; a test holds them together.
+All options of a question are scored in one row: the prompt once, then a tree of the options, whose
+branches part where the options do. Each token attends to those it follows in its own option, and a
+last token, after which nothing is asked, is left out. The plain way, a row per option, stays here
+as its twin; a test holds them together.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from sftkit.evidence.perplexity import batches_by_length, score_examples
-from sftkit.forward import adds_virtual_tokens, logits_at, scoring, unwrapped
+from sftkit.forward import adds_virtual_tokens, logprobs_at, scoring, unwrapped
 from sftkit.records import IGNORE, ChoiceItem, Encoded
 
 if TYPE_CHECKING:
@@ -35,10 +37,22 @@ class Prompt:
     options: tuple[tuple[int, ...], ...]
     characters: tuple[int, ...]
 
-    @property
-    def width(self) -> int:
-        """Tokens of the row in which all options stand side by side."""
-        return len(self.prefix) + sum(len(option) for option in self.options)
+
+@dataclass(frozen=True, kw_only=True)
+class TokenTree:
+    """A prompt and its options as one row of tokens, common beginnings once.
+
+    Attributes:
+        tokens: Token ids, those of the prompt first, shape (N,).
+        parents: The token each one follows, as a place in the row; -1 for the first.
+        depths: How many tokens each one follows: its position for the model.
+        sources: For each option the places whose logits predict its tokens.
+    """
+
+    tokens: tuple[int, ...]
+    parents: tuple[int, ...]
+    depths: tuple[int, ...]
+    sources: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +118,10 @@ def score_choices(model: Any, prompts: Sequence[Prompt]) -> tuple[ChoiceScore, .
         return score_choices_plainly(model, prompts)
     scores: dict[int, ChoiceScore] = {}
     with scoring(model):
-        for batch in batches_by_length([prompt.width for prompt in prompts]):
-            rows = [prompts[row] for row in batch]
-            scores.update(zip(batch, _score_side_by_side(model, rows), strict=True))
+        trees = [grow_tree(prompt) for prompt in prompts]
+        for batch in batches_by_length([len(tree.tokens) for tree in trees]):
+            rows = [(prompts[row], trees[row]) for row in batch]
+            scores.update(zip(batch, _score_trees(model, rows), strict=True))
     return tuple(scores[row] for row in range(len(prompts)))
 
 
@@ -127,53 +142,61 @@ def takes_own_mask(model: Any) -> bool:
     return implementation in ("eager", "sdpa") and not adds_virtual_tokens(model)
 
 
-def _score_side_by_side(model: Any, prompts: Sequence[Prompt]) -> list[ChoiceScore]:
-    base = unwrapped(model)
-    width = max(prompt.width for prompt in prompts)
-    shape = (len(prompts), width)
-    ids = torch.full(shape, base.config.pad_token_id or 0)
-    positions = torch.zeros(shape, dtype=torch.long)
-    sees = torch.eye(width, dtype=torch.bool).repeat(len(prompts), 1, 1)
-    chosen = torch.zeros(shape, dtype=torch.bool)
-    for row, prompt in enumerate(prompts):
-        length = len(prompt.prefix)
-        ids[row, :length] = torch.tensor(prompt.prefix)
-        positions[row, :length] = torch.arange(length)
-        sees[row, :length, :length] = torch.ones(length, length).tril().bool()
-        chosen[row, length - 1] = True
-        start = length
-        for option in prompt.options:
-            size = len(option)
-            stop = start + size
-            ids[row, start:stop] = torch.tensor(option)
-            positions[row, start:stop] = torch.arange(length, length + size)
-            sees[row, start:stop, :length] = True
-            sees[row, start:stop, start:stop] = torch.ones(size, size).tril().bool()
-            chosen[row, start : stop - 1] = True
-            start = stop
-    bias = torch.zeros(sees.shape, dtype=base.dtype)
-    bias.masked_fill_(~sees, torch.finfo(base.dtype).min)
-    device = base.device
-    logits = logits_at(
-        model,
-        chosen.to(device),
-        input_ids=ids.to(device),
-        position_ids=positions.to(device),
-        attention_mask=bias[:, None].to(device),
+def grow_tree(prompt: Prompt) -> TokenTree:
+    """Lay out a prompt and its options in one row."""
+    length = len(prompt.prefix)
+    tokens, parents = list(prompt.prefix), list(range(-1, length - 1))
+    depths = list(range(length))
+    branches: dict[tuple[int, int], int] = {}
+    sources = []
+    for option in prompt.options:
+        place, path = length - 1, [length - 1]
+        for token in option[:-1]:
+            if (place, token) not in branches:
+                branches[place, token] = len(tokens)
+                tokens.append(token)
+                parents.append(place)
+                depths.append(depths[place] + 1)
+            place = branches[place, token]
+            path.append(place)
+        sources.append(tuple(path))
+    return TokenTree(
+        tokens=tuple(tokens), parents=tuple(parents), depths=tuple(depths), sources=tuple(sources)
     )
-    logprobs = torch.log_softmax(logits, dim=-1)
-    place = 0
-    scores = []
-    for prompt in prompts:
-        after_prefix = place
-        place += 1
-        sums = []
-        for option in prompt.options:
-            sources = [after_prefix, *range(place, place + len(option) - 1)]
-            sums.append(float(logprobs[sources, list(option)].double().sum()))
-            place += len(option) - 1
-        scores.append(_score(prompt, sums))
-    return scores
+
+
+def _score_trees(model: Any, rows: Sequence[tuple[Prompt, TokenTree]]) -> list[ChoiceScore]:
+    base = unwrapped(model)
+    shape = (len(rows), max(len(tree.tokens) for _, tree in rows))
+    ids = np.full(shape, base.config.pad_token_id or 0)
+    positions = np.zeros(shape, dtype=np.int64)
+    sees = np.tile(np.eye(shape[1], dtype=bool), (len(rows), 1, 1))
+    chosen = np.zeros(shape, dtype=bool)
+    for row, (_, tree) in enumerate(rows):
+        size = len(tree.tokens)
+        ids[row, :size] = tree.tokens
+        positions[row, :size] = tree.depths
+        for place in range(1, size):
+            sees[row, place] |= sees[row, tree.parents[place]]
+        chosen[row, [place for path in tree.sources for place in path]] = True
+    number = chosen.cumsum().reshape(shape) - 1
+    places = [
+        number[row, list(path)] for row, (_, tree) in enumerate(rows) for path in tree.sources
+    ]
+    targets = [option for prompt, _ in rows for option in prompt.options]
+    mask = torch.zeros((len(rows), 1, shape[1], shape[1]), dtype=base.dtype)
+    mask.masked_fill_(torch.from_numpy(~sees)[:, None], torch.finfo(base.dtype).min)
+    found = logprobs_at(
+        model,
+        torch.from_numpy(chosen).to(base.device),
+        torch.from_numpy(np.concatenate(places)).to(base.device),
+        torch.tensor([token for option in targets for token in option], device=base.device),
+        input_ids=torch.from_numpy(ids).to(base.device),
+        position_ids=torch.from_numpy(positions).to(base.device),
+        attention_mask=mask.to(base.device),
+    )
+    sums = iter([float(part.sum()) for part in found.double().cpu().split([*map(len, targets)])])
+    return [_score(prompt, [next(sums) for _ in prompt.options]) for prompt, _ in rows]
 
 
 def _score(prompt: Prompt, sums: Sequence[float]) -> ChoiceScore:

@@ -6,19 +6,26 @@ model's distribution has moved. Drift is continuous and sees it; ability says wh
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sftkit.evidence.choice import ChoiceScore, Prompt, encode_choices, score_choices
 from sftkit.evidence.perplexity import TokenLoss, encode_passages, score_examples
-from sftkit.evidence.statistics import paired_change, paired_interval
-from sftkit.evidence_records import Drift, Overall, ProbeChange
+from sftkit.evidence.shares import holm, mcnemar_exact
+from sftkit.evidence.statistics import paired_change, paired_interval, sign_flip_p_value
+from sftkit.evidence_records import Drift, Flip, Overall, ProbeChange
 from sftkit.records import ChoiceItem, Encoded, Forgot
 from sftkit.settings import EvaluateSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Half = Literal["all", "choose", "report"]
+FLIPS_SHOWN = 20
+"""Flipped questions kept of each probe, to read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +37,14 @@ class ForgettingTest:
         items: The questions.
         prompts: The questions as token ids.
         passages: General passages as token ids.
+        half: Which half of the questions it holds.
     """
 
     names: tuple[str, ...]
     items: tuple[ChoiceItem, ...]
     prompts: tuple[Prompt, ...]
     passages: tuple[Encoded, ...]
+    half: Half = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +60,8 @@ def make_forgetting_test(
     passages: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
     settings: EvaluateSettings,
+    *,
+    half: Half = "all",
 ) -> ForgettingTest:
     """Prepare the questions. The same test is then put to base and tuned model.
 
@@ -59,14 +70,32 @@ def make_forgetting_test(
         passages: General text, none of it trained on.
         tokenizer: The model's tokenizer.
         settings: How long a passage is scored.
+        half: Where a probe chooses something (a strength, a step to stop at), ask by "choose" then
+            and by "report" for the report. Passages are taken as given.
     """
-    named = [(name, item) for name, items in probes.items() for item in items]
+    named = [
+        (name, item)
+        for name, items in probes.items()
+        for item in items
+        if half in ("all", half_of(item.question))
+    ]
     return ForgettingTest(
         names=tuple(name for name, _ in named),
         items=tuple(item for _, item in named),
         prompts=encode_choices([item for _, item in named], tokenizer),
         passages=encode_passages(passages, tokenizer, max_tokens=settings.passage_tokens),
+        half=half,
     )
+
+
+def half_of(text: str) -> Literal["choose", "report"]:
+    """Say which half an item belongs to, by a hash of its words.
+
+    Neither its place nor its options, spelling in capitals or spacing matter, so the halves stay
+    apart whatever else is asked, and a question asked twice is in one half.
+    """
+    plain = " ".join(text.casefold().split())
+    return "choose" if hashlib.sha256(plain.encode()).digest()[0] % 2 else "report"
 
 
 def score_forgetting(model: Any, test: ForgettingTest) -> ForgettingScores:
@@ -83,14 +112,58 @@ def compare_forgetting(
     after: ForgettingScores,
     settings: EvaluateSettings,
 ) -> Forgot:
-    """Compare base and tuned model, item by item."""
-    probes = tuple(
-        _probe_change(name, test, before, after, settings) for name in dict.fromkeys(test.names)
+    """Compare base and tuned model, item by item; p-values are corrected over all probes."""
+    probes = _corrected(
+        [_probe_change(name, test, before, after, settings) for name in dict.fromkeys(test.names)]
     )
     return Forgot(
         probes=probes,
+        flips=find_flips(test, before, after),
+        half=test.half,
         overall=_overall(test, before, after, settings) if probes else None,
         drift=_drift(before, after, settings) if before.passages else None,
+    )
+
+
+def find_flips(
+    test: ForgettingTest,
+    before: ForgettingScores,
+    after: ForgettingScores,
+    *,
+    at_most: int = FLIPS_SHOWN,
+) -> tuple[Flip, ...]:
+    """Give the questions whose answer turned from right to wrong or back, the first of each probe.
+
+    Args:
+        test: The questions.
+        before: Scores of the base model.
+        after: Scores of the tuned model.
+        at_most: So many of each probe.
+    """
+    kept: dict[str, list[Flip]] = {}
+    scores = zip(test.names, test.items, before.choices, after.choices, strict=True)
+    for name, item, first, second in scores:
+        found = kept.setdefault(name, [])
+        if (first.picked == item.answer) != (second.picked == item.answer) and len(found) < at_most:
+            found.append(
+                Flip(
+                    probe=name,
+                    question=item.question,
+                    right=item.options[item.answer],
+                    base=item.options[first.picked],
+                    tuned=item.options[second.picked],
+                )
+            )
+    return tuple(flip for found in kept.values() for flip in found)
+
+
+def _corrected(probes: Sequence[ProbeChange]) -> tuple[ProbeChange, ...]:
+    """Correct each of the two tests over the probes it was made on."""
+    flips = holm([probe.p_value for probe in probes if probe.p_value is not None])
+    logprobs = holm([p.logprob_p_value for p in probes if p.logprob_p_value is not None])
+    return tuple(
+        dataclasses.replace(probe, p_value=one, logprob_p_value=other)
+        for probe, one, other in zip(probes, flips, logprobs, strict=True)
     )
 
 
@@ -121,10 +194,10 @@ def _probe_change(
     questions = [str(place) for place in places]
     was, now = _right(items, first), _right(items, second)
     right = paired_change(was, now, groups=questions, resamples=settings.resamples)
-    gold = paired_change(
-        _gold(items, first), _gold(items, second), groups=questions, resamples=settings.resamples
-    )
+    had, has = _gold(items, first), _gold(items, second)
+    gold = paired_change(had, has, groups=questions, resamples=settings.resamples)
     flips = list(zip(was, now, strict=True))
+    to_wrong, to_right = flips.count((1.0, 0.0)), flips.count((0.0, 1.0))
     return ProbeChange(
         name=name,
         before=right.before,
@@ -135,8 +208,12 @@ def _probe_change(
         chance=sum(1 / len(item.options) for item in items) / len(items),
         logprob_delta=gold.delta,
         logprob_ci95=gold.ci95,
-        flipped_to_wrong=flips.count((1.0, 0.0)),
-        flipped_to_right=flips.count((0.0, 1.0)),
+        flipped_to_wrong=to_wrong,
+        flipped_to_right=to_right,
+        p_value=mcnemar_exact(to_wrong, to_right),
+        logprob_p_value=sign_flip_p_value(
+            [b - a for a, b in zip(had, has, strict=True)], groups=questions
+        ),
     )
 
 

@@ -2,20 +2,21 @@
 
 A verdict is decided by an interval, never by a point: "kept" needs the whole interval on the safe
 side of a margin, "lost" needs it wholly on the wrong side of zero, and what lies between is called
-undecided.
+undecided. Where it is, the sentence says how large a change would have to be to be seen.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-from sftkit.evidence_records import Change
+from sftkit.evidence.shares import ALPHA, detectable_share, least_share
+from sftkit.evidence.statistics import detectable_difference
+from sftkit.evidence_records import Change, ProbeChange
 from sftkit.records import Forgot, Learned, Verdict, Verdicts
 from sftkit.settings import EvaluateSettings
 
-RULE_OF_THREE = 3.0
 FEWEST_GROUPS = 10
-"""With fewer groups, resampling them says little: of one group the interval has no width at all."""
+"""From so many groups on intervals hold what they promise: see `statistics.paired_interval`."""
 
 
 def decide(learned: Learned, forgot: Forgot, settings: EvaluateSettings) -> Verdicts:
@@ -58,7 +59,11 @@ def judge_knowledge(learned: Learned) -> Verdict:
         return Verdict(state="yes", sentence=f"Knowledge was gained: {numbers}.")
     if change.ci95[1] < 0:
         return Verdict(state="no", sentence=f"Knowledge went down: {numbers}.")
-    return Verdict(state="undecided", sentence=f"No new knowledge can be shown: {numbers}.")
+    return Verdict(
+        state="undecided",
+        sentence=f"No new knowledge can be shown: {numbers}; "
+        f"{_unseen_share(change, 'group', 'gain')}.",
+    )
 
 
 def judge_style(learned: Learned) -> Verdict:
@@ -77,7 +82,12 @@ def judge_style(learned: Learned) -> Verdict:
         return Verdict(state="yes", sentence=f"The style was learned: {numbers}.")
     if change.ci95[0] > 0:
         return Verdict(state="no", sentence=f"The style got worse: {numbers}.")
-    return Verdict(state="undecided", sentence=f"No change of style can be shown: {numbers}.")
+    least = detectable_difference(change.ci95, groups=change.groups)
+    return Verdict(
+        state="undecided",
+        sentence=f"No change of style can be shown: {numbers}; with "
+        f"{_counted(change.groups, 'group')} a change under {least:.3f} cannot be seen.",
+    )
 
 
 def judge_ability(forgot: Forgot, settings: EvaluateSettings) -> Verdict:
@@ -93,7 +103,7 @@ def judge_ability(forgot: Forgot, settings: EvaluateSettings) -> Verdict:
         f"{_points(overall.delta)} points (95 % interval {_points(low)} to {_points(high)}), "
         f"log-probability of the right answer by {overall.logprob_delta:+.3f} nats per token "
         f"({overall.logprob_ci95[0]:+.3f} to {overall.logprob_ci95[1]:+.3f})"
-        f"{_fell_on(forgot, settings)}"
+        f"{_fell_on(forgot, settings)}{_lost_on(forgot)}"
     )
     if overall.items < FEWEST_GROUPS:
         return _too_few(_counted(overall.items, "question"), numbers)
@@ -104,16 +114,15 @@ def judge_ability(forgot: Forgot, settings: EvaluateSettings) -> Verdict:
             state="undecided",
             sentence=f"Accuracy held, but the right answers became less likely: {numbers}.",
         )
-    # Without one flipped answer the interval has no width, yet n items cannot rule out a share
-    # below 3/n (the rule of three, Hanley and Lippman-Hand 1983).
-    if low > -margin and RULE_OF_THREE / overall.items <= margin:
+    # Without one flipped answer the interval has no width, yet n items rule out no share below 3/n.
+    if low > -margin and least_share(overall.items) <= margin:
         return Verdict(
             state="kept", sentence=f"A loss of {margin:.0%} or more is ruled out: {numbers}."
         )
     return Verdict(
         state="undecided",
         sentence=f"Not measurable with {_counted(overall.items, 'question')} whether ability fell "
-        f"by {margin:.0%}: {numbers}.",
+        f"by {margin:.0%}: {numbers}; {_unseen_drop(forgot, overall.items)}.",
     )
 
 
@@ -123,8 +132,60 @@ def _fell_on(forgot: Forgot, settings: EvaluateSettings) -> str:
         f"{probe.name} ({probe.logprob_delta:+.3f}, {_counted(probe.items, 'question')})"
         for probe in forgot.probes
         if probe.logprob_ci95[1] < -settings.drift_margin
+        and (probe.logprob_p_value is None or probe.logprob_p_value < ALPHA)
     ]
     return f"; on {' and '.join(fell)} it fell" if fell else ""
+
+
+def lost_probes(forgot: Forgot) -> tuple[ProbeChange, ...]:
+    """Give the probes whose accuracy went down by more than chance, after Holm's correction."""
+    return tuple(
+        probe
+        for probe in forgot.probes
+        if probe.delta < 0 and probe.p_value is not None and probe.p_value < ALPHA
+    )
+
+
+def _lost_on(forgot: Forgot) -> str:
+    lost = [
+        f"{probe.name} ({_points(probe.delta)} points, {_counted(probe.items, 'question')}, "
+        f"corrected p {_p_in_words(probe.p_value)})"
+        for probe in lost_probes(forgot)
+        if probe.p_value is not None
+    ]
+    return f"; accuracy was lost on {' and '.join(lost)}" if lost else ""
+
+
+def _p_in_words(p_value: float) -> str:
+    return f"= {p_value:.3f}" if p_value >= 0.001 else "below 0.001"
+
+
+def _unseen_drop(forgot: Forgot, items: int) -> str:
+    """Say how large a loss of accuracy has to be, by the share of questions that flip."""
+    asked = sum(probe.items for probe in forgot.probes)
+    flips = sum(probe.flipped_to_wrong + probe.flipped_to_right for probe in forgot.probes)
+    least = detectable_share(items, discordance=flips / asked if asked else 0.0)
+    return _unseen(_counted(items, "question"), "drop", least)
+
+
+def _unseen_share(change: Change, noun: str, what: str) -> str:
+    """Say how large a change of a share has to be, by its interval or, without one, by its groups.
+
+    Without a flip the spread is not known; then a few flips in one direction have to be seen.
+    """
+    low, high = change.ci95
+    least = (
+        detectable_difference(change.ci95, groups=change.groups)
+        if high > low
+        else detectable_share(change.groups)
+    )
+    return _unseen(_counted(change.groups, noun), what, least)
+
+
+def _unseen(with_what: str, what: str, least: float | None) -> str:
+    if least is None or least >= 1:
+        return f"with {with_what} no {what} can be seen"
+    return f"with {with_what} a {what} under {least * 100:.1f} points cannot be seen"
 
 
 def judge_drift(forgot: Forgot, settings: EvaluateSettings) -> Verdict:
@@ -151,7 +212,9 @@ def judge_drift(forgot: Forgot, settings: EvaluateSettings) -> Verdict:
     return Verdict(
         state="undecided",
         sentence=f"Not measurable with {_counted(drift.passages, 'passage')} whether drift exceeds "
-        f"the margin of {margin:g}: {numbers}.",
+        f"the margin of {margin:g}: {numbers}; a rise under "
+        f"{margin + detectable_difference(drift.ci95, groups=drift.passages):.3f} cannot be told "
+        "from the margin.",
     )
 
 
@@ -177,7 +240,8 @@ def _judge_exact(exact: Change, control: Change | None) -> Verdict:
         return _too_few(_counted(exact.groups, "fact"), f"{numbers}{beside}")
     if exact.ci95[0] <= 0:
         state: Literal["no", "undecided"] = "no" if exact.ci95[1] <= 0 else "undecided"
-        sentence = f"No facts can be shown as learned: {numbers}{beside}."
+        unseen = "" if state == "no" else f"; {_unseen_share(exact, 'fact', 'gain')}"
+        sentence = f"No facts can be shown as learned: {numbers}{beside}{unseen}."
         return Verdict(state=state, sentence=sentence)
     if control is not None and control.ci95[1] >= exact.ci95[0]:
         return Verdict(

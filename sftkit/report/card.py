@@ -95,13 +95,15 @@ def _front_matter(record: RunRecord) -> str:
     meta: dict[str, object] = {"library_name": "peft"}
     if base:
         meta = {"base_model": base, "base_model_relation": "adapter", **meta}
+    if not record.training.steps:  # trained elsewhere, perhaps as a whole model
+        meta = {"base_model": base} if base else {}
     if licence in _LICENCES:
         meta["license"] = licence
     else:
         meta |= {"license": "other", "license_name": one_line(record.data.licence) or "not stated"}
     if _DATASET.fullmatch(source) and not _FILE.search(source):
         meta["datasets"] = [source]
-    meta["tags"] = ["lora", "sftkit"]
+    meta["tags"] = ["lora", "sftkit"] if record.training.steps else ["sftkit"]
     return f"---\n{yaml.safe_dump(meta, sort_keys=False, allow_unicode=False)}---\n"
 
 
@@ -183,6 +185,9 @@ def _nats_row(name: str, change: Change | Drift, items: int) -> str:
 
 
 def _loading(record: RunRecord) -> str:
+    if not record.training.steps:
+        events = "".join(f"- {plain(event)}\n" for event in record.training.events)
+        return f"## Where it was trained\n\n{events}"
     name = record.environment.base.split(": ")[0]
     folder, where = "FOLDER", "  # the folder that holds the base model"
     if _HUB_ID.fullmatch(name):
@@ -247,10 +252,11 @@ for the base weights whose fingerprint stands below.
 
 def _origin(record: RunRecord) -> str:
     data, environment = record.data, record.environment
+    role = "Training" if record.training.steps else "Test"
     counts = ", ".join(f"{plain(split)} {count}" for split, count in data.counts.items())
     lines = [
         "## Data and base model\n",
-        f"- Training data: {plain(data.source)} (rows: {counts}), licence {plain(data.licence)}.",
+        f"- {role} data: {plain(data.source)} (rows: {counts}), licence {plain(data.licence)}.",
         f"- Notice: {plain(data.notice)}" if data.notice else "",
         f"- Data fingerprint: `{_code(data.fingerprint)}`",
         f"- Base model: {plain(environment.base)}, whose own licence applies as well.",
@@ -260,9 +266,10 @@ def _origin(record: RunRecord) -> str:
 
 
 def _limits(record: RunRecord) -> str:
+    seed = f"seed {record.environment.seed}" if record.training.steps else "not known here"
     return (
         "## Limits of the evidence\n\n"
-        f"One training seed was seen (seed {record.environment.seed}); another one gives other "
+        f"One training seed was seen ({seed}); another one gives other "
         "numbers, and the intervals do not cover that. Intervals are paired, 95 %, and resample "
         "whole groups. The full report is `report.html`; every number is in `run.json`.\n"
     )
@@ -271,11 +278,13 @@ def _limits(record: RunRecord) -> str:
 def _recipe(record: RunRecord) -> str:
     import yaml
 
+    verb = "run recipe.yaml" if record.training.steps else "evaluate ADAPTER --recipe recipe.yaml"
     text = yaml.safe_dump(to_plain(record.recipe), sort_keys=False, allow_unicode=False)
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return (
-        "## How to make it again\n\n`sftkit run recipe.yaml --out DIR` with this recipe.yaml:\n\n"
+        "## How to make it again\n\n`sftkit "
+        f"{verb} --out DIR` with this recipe.yaml:\n\n"
         f"{fence}yaml\n{text}{fence}\n"
     )
 

@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sftkit import plots, plots_labels
+from sftkit import plots, plots_checks, plots_labels
 from sftkit.panels import in_nats, in_points, interval, signed, tone
 from sftkit.records import RunRecord, Verdict
 from sftkit.report.card import render_card
@@ -82,16 +82,29 @@ def draw_pictures(record: RunRecord) -> dict[str, Picture]:
     """Draw the figures of a report, their texts redacted."""
     record = redact_record(record)
     if record.learned.labels is not None:
-        return _as_pictures(_label_figures(record, record.learned.labels))
+        return _as_pictures(_label_figures(record, record.learned.labels) | _check_figures(record))
     ability, drift = plots.margins(record)
     figures: dict[str, Figure] = {
         "overview": plots.plot_overview(record),
-        "training": plots.plot_training(record.training),
         "learned": plots.plot_learned(record.learned),
         "forgotten": plots.plot_forgot(record.forgot, ability_margin=ability, drift_margin=drift),
-        "supervised": plots.plot_supervised_share(record.preflight),
     }
-    return _as_pictures(figures)
+    if record.training.steps:  # else it was trained elsewhere
+        figures["training"] = plots.plot_training(record.training)
+        figures["supervised"] = plots.plot_supervised_share(record.preflight)
+    return _as_pictures(figures | _check_figures(record))
+
+
+def _check_figures(record: RunRecord) -> dict[str, Figure]:
+    """Draw what was tested beyond learning and forgetting; nothing where nothing was."""
+    figures: dict[str, Figure] = {}
+    calibration = record.checks.calibration
+    if calibration is not None:
+        figures["reliability"] = plots_checks.plot_reliability(calibration)
+        figures["selective"] = plots_checks.plot_selective(calibration)
+    if record.checks.fairness:
+        figures["fairness"] = plots_checks.plot_fairness(record.checks.fairness)
+    return figures
 
 
 def _label_figures(record: RunRecord, report: LabelReport) -> dict[str, Figure]:
@@ -172,10 +185,14 @@ def _visible_block(text: str) -> str:
 
 
 def recipe_yaml(record: RunRecord) -> str:
-    """Write the recipe of a run as YAML."""
+    """Write the recipe of a run as YAML; where nothing was trained, what it was tested by."""
     import yaml
 
-    return yaml.safe_dump(to_plain(record.recipe), sort_keys=False, allow_unicode=True)
+    recipe = to_plain(record.recipe)
+    if not record.training.steps:
+        kept = ("name", "model", "data", "evaluate")
+        recipe = {name: recipe[name] for name in kept if name in recipe}
+    return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
 
 
 @cache
@@ -196,6 +213,7 @@ def _template() -> Template:
         "visible_tokens": lambda text: visible(text, keep_newlines=True),
         "visible_line": visible,
         "measure": plots_labels.in_interval,
+        "gap": plots_checks.gap_in_words,
     }
     environment.globals |= {"matches": matches}
     source = resources.files("sftkit.report").joinpath("page.html.jinja")

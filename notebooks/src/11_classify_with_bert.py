@@ -10,6 +10,7 @@
 #       epochs: 1
 #       rare_epochs: 1
 #       letter_epochs: 1
+#       resamples: 200
 # ---
 
 # %% [markdown]
@@ -62,15 +63,17 @@ print(f"sftkit {sftkit.__version__}, Python {platform.python_version()}, {platfo
 # %% tags=["parameters"]
 model_name = "minilm-l6"  # any BERT-like encoder of the catalog or the hub
 max_tokens = 128  # longest pair in tokens; longer ones are left out, and counted
-train_rows = None  # pairs the model is trained on
+train_rows = 2400  # pairs that the model and its baseline learn from
 validation_rows = None  # pairs that settings and thresholds are chosen on
 test_rows = None  # pairs that are tested
-rare_rows = 2100  # training pairs of the imbalanced variant
+rare_rows = 1050  # training pairs of the imbalanced variant
 letters = None  # letters of the regression
 epochs = 4  # passes over the pairs
 rare_epochs = 3  # passes over the imbalanced pairs
 letter_epochs = 6  # passes over the letters
+blocks = (3, 5)  # first and last block that is adapted; None adapts all six
 learning_rate = 5e-4
+resamples = 4000  # draws of each interval
 seed = 0  # of the division and of every training
 
 # %% [markdown]
@@ -155,7 +158,8 @@ print(tokenizer.decode(encoded["train"].examples[0].input_ids[:40]), "…")
 #
 # Before a neural network: what would counting words give? *TF-IDF* counts each word and word pair, and weighs it down if
 # it stands in every text. A logistic regression on these counts trains in a second. Its one setting, how strongly it is
-# regularised, is chosen on validation pairs. And below that, the floor: always say what is most frequent.
+# regularised, is chosen on validation pairs. And below that, the floor: always say what is most frequent. All learn from
+# the same pairs.
 
 # %%
 from sftkit.evidence.baselines import constant_baseline, tfidf_baseline
@@ -171,8 +175,7 @@ def texts_and_classes(name):
 
 validation, validation_texts, validation_true = texts_and_classes("validation")
 test, test_texts, test_true = texts_and_classes("test")
-all_texts = list(splits.train["text"])
-all_classes = [int(targets.number(label)) for label in splits.train["label"]]
+_, all_texts, all_classes = texts_and_classes("train")
 tfidf = tfidf_baseline(
     (all_texts, all_classes), (validation_texts, validation_true), test_texts,
     task="classify", classes=2, seed=seed,
@@ -189,7 +192,8 @@ from sftkit import plots_labels
 from sftkit.evidence.labels import evaluate_labels
 
 questions = [example.group for example in test]
-options = {"task": "classify", "classes": targets.labels, "groups": questions, "seed": seed}
+options = {"task": "classify", "classes": targets.labels, "groups": questions}
+options |= {"resamples": resamples, "seed": seed}
 counted = evaluate_labels(test_true, tfidf.test, **options)
 accuracy = counted.tuned.measure("accuracy")
 low, high = accuracy.ci95
@@ -270,27 +274,30 @@ check("11.2", times_wider, by_question=by_question, by_row=by_row)
 #
 # The encoder was trained by others to put texts of like meaning near each other. It has no opinion on privacy. On top of
 # it comes a *head*: one matrix that turns the vector at `[CLS]` into a score per class. It is fresh, random numbers, so
-# it is trained in full; the encoder stays frozen and gets LoRA adapters, as the chat model did.
+# it is trained in full; the encoder stays frozen and gets LoRA adapters, as the chat model did. To save you minutes, only
+# the upper three of its six blocks get one: what is below runs forward as before, and nothing has to flow back through it.
 
 # %%
 from sftkit import AdapterSettings, attach_adapter, count_parameters
 from sftkit.evidence.label_scores import score_labels
 from sftkit.heads import load_with_head
 
-lora = AdapterSettings(r=16, lora_alpha=32)
+lora = AdapterSettings(r=16, lora_alpha=32, layers=blocks)
 
 
-def fresh_model(task="classify", goal=targets, adapter=lora):
+def fresh_model(task="classify", goal=targets):
     """Load the encoder with a fresh head and a fresh adapter."""
     base = load_with_head(settings, task, goal, tokenizer=tokenizer, source=source, seed=seed)
-    return attach_adapter(base, adapter, seed=seed, task_type="SEQ_CLS")
+    return attach_adapter(base, lora, seed=seed, task_type="SEQ_CLS")
 
 
 model = fresh_model()
 print(count_parameters(model), "\n")
-untrained = score_labels(model, test, targets)
-before = evaluate_labels(test_true, untrained, **options)
-print(f"accuracy before training: {before.tuned.measure('accuracy').value:.1%}")
+untrained = score_labels(model, validation, targets).argmax(axis=1)
+print(
+    f"right before training: {(untrained == validation_true).mean():.1%} of the validation pairs;"
+)
+print(f"always the most frequent class: {max(np.bincount(validation_true)) / len(validation):.1%}")
 
 # %% [markdown]
 # A fresh head guesses. That is why the base model is no baseline here, and why TF-IDF is.
@@ -318,6 +325,7 @@ def fine_tune(model, examples, goal=targets, loss=None, passes=epochs, batch=102
             epochs=passes,
             max_tokens_per_batch=batch,
             weight_decay=0.01,
+            heldout_evaluations=4,
             seed=seed,
         ),
         objective=make_objective("classify" if goal.labels else "regress", loss),
@@ -334,26 +342,37 @@ from sftkit.evidence.label_scores import make_label_measure
 
 entropy = make_objective("classify", ObjectiveSettings())
 measure = make_label_measure(model, validation, targets, entropy, "classify")
-with closing(make_watcher(heldout_start=measure()["heldout_loss"])) as watcher:
+start = measure()["heldout_loss"]
+with closing(make_watcher(heldout_start=start, unit="nats per pair")) as watcher:
     examples = encoded["train"].examples
     done = fine_tune(model, examples, measure=measure, on_step=watcher.on_step)
 
 # %% [markdown]
-# Dots are single steps, diamonds the loss on validation questions that are never trained. Twenty-five questions are few
-# to choose by. So the learning rate and the number of passes were chosen, when this notebook was written, on these and on
-# 60 questions of the training part that were set aside for it and trained again afterwards. The test had no say.
+# Dots are single steps, diamonds the loss on validation pairs, whose questions are never trained. Beside that loss, look
+# at the share of these pairs that is right.
 
 # %%
-curve = [(step.step, step.metrics["accuracy"]) for step in done.steps if step.metrics]
-for step, value in curve:
-    print(f"after step {step:>3}: {value:.1%} of the validation pairs right")
+for step in (step for step in done.steps if step.metrics):
+    right, loss = step.metrics["accuracy"], step.heldout_loss
+    print(f"after step {step.step:>3}: {right:.1%} right, loss {loss:.3f} nats")
 print(f"{done.seconds:.0f} s, {done.tokens / done.seconds:,.0f} tokens per second")
+
+# %% [markdown]
+# The two do not agree: compare the first line with the last. Cross-entropy punishes a confident mistake without limit, and
+# a model that sees its pairs again and again grows confident, so the loss on new questions rises while more of them are
+# answered rightly. To stop where the loss is lowest would be too early for right answers, and good for probabilities.
 
 # %% [markdown]
 # ## 5 · Does it beat counting words?
 #
-# Now the test, once. Both systems answer the same pairs, and each resampling draws the same questions for both, so a
-# question that is hard for everybody cancels out of the difference.
+# Now the test. Learning rate, passes and rank were chosen on validation questions, and on 60 questions of the training
+# part that were set aside for it and trained again afterwards. Readers should also know how often a test was read. This
+# one was read twice while the kit was built: once with an earlier setting, which showed no clear gain, so that the setting
+# was chosen anew, on validation alone; and once with that new setting on all pairs, by `sftkit run privacy`, which did beat
+# counting words. Here it is read with fewer pairs and fewer blocks, a setting that was fixed before anybody saw the result.
+#
+# Both systems answer the same pairs, and each resampling draws the same questions for both, so a question that is hard for
+# everybody cancels out of the difference.
 
 # %%
 from IPython.display import Markdown
@@ -371,6 +390,12 @@ Markdown(f"**{verdict.state}.** {verdict.sentence}")
 plots_labels.plot_against_baselines(report)
 
 # %% [markdown]
+# An interval that holds zero means: not shown. In the run shown here a model of 23 million parameters gave nothing that a
+# second of counting words does not give. That is a result, and the reason to train a baseline first. It is no law either:
+# this notebook learns from a third of the pairs and adapts half of the blocks, to end within minutes. `sftkit run privacy`
+# takes all of both and more time: run it, and read the same line in its report. What you should *not* do is try settings
+# on this test until one wins: with enough tries one of them will, by luck.
+#
 # Five metrics, five gains:
 #
 # - **accuracy**: share of right answers. Fine while the classes are about equally frequent.
@@ -492,25 +517,25 @@ lazy_macro_f1 = (2 * support[0] / (2 * support[0] + support[1])) / 2
 check("11.4", (lazy_accuracy, lazy_macro_f1), support=support)
 
 # %% [markdown]
-# Three trainings that differ in the loss alone:
+# Two trainings that differ in the loss alone:
 #
 # - **plain** cross-entropy: every pair counts once. Twenty of twenty-one pairs pull towards "irrelevant".
 # - **class weights**: a pair of the rare class counts as much more as its class is rarer.
-# - **focal** loss: a pair counts the less, the surer the model already is of it, so the many easy ones fade.
 #
-# To save you minutes, all three adapt the upper three of the six blocks alone.
+# A third is one line away: in the **focal** loss (`ObjectiveSettings(loss="focal")`) a pair counts the less, the surer the
+# model already is of it, so the many easy ones fade. Add it to `losses`, if you have the minutes.
+#
+# Everything else is the same, the fresh head's numbers and the order of the pairs too.
 
 # %%
-upper = AdapterSettings(r=16, lora_alpha=32, layers=(3, 5))
 losses = {
     "plain": ObjectiveSettings(),
     "class weights": ObjectiveSettings(class_weights="balanced"),
-    "focal": ObjectiveSettings(loss="focal", focal_gamma=2.0),
 }
 rare_scores, rare_validation = {}, {}
 for name, objective in losses.items():
-    tuned = fresh_model(adapter=upper)
-    done = fine_tune(tuned, rare["train"], loss=objective, passes=rare_epochs, batch=2048)
+    tuned = fresh_model()
+    done = fine_tune(tuned, rare["train"], loss=objective, passes=rare_epochs)
     rare_scores[name] = score_labels(tuned, rare["test"], targets)
     rare_validation[name] = score_labels(tuned, rare["validation"], targets)
     print(f"{name}: {len(done.steps)} steps, {done.seconds:.0f} s")
@@ -540,8 +565,11 @@ plots_labels.plot_against_baselines(treated["class weights"], over="plain")
 # weights with plain cross-entropy on the same pairs: look at whether the interval of macro-F1 is clear of zero. There are
 # few relevant pairs in this test, so intervals are wide, and that is an honest part of the result.
 #
-# Is the loss the only remedy? If the plain model *ranks* well (AUROC), its scores are merely all too low, and one can move
-# the line instead of the model: the threshold with the largest F1, chosen on validation pairs.
+# And look at AUROC: one half is guessing. The few relevant pairs in training hardly taught the model *which* passages are
+# relevant. Weights made it say "relevant" at all; macro-F1 rewards that, because it asks for both classes.
+#
+# Is the loss the only remedy? Where a plain model *ranks* well, its scores are merely all too low, and one can move the
+# line instead of the model: to the threshold with the largest F1, chosen on validation pairs. Does it help here?
 
 # %%
 moved = {}
@@ -558,8 +586,9 @@ for name in losses:
     print(f"{name:<14} line at {line.value:.3f}: {numbers} against plain at one half")
 
 # %% [markdown]
-# A threshold needs no training, and class weights need no threshold. Where the plain model with a moved line does as well,
-# take that: it is cheaper, and its probabilities still mean what they say. Class weights change them on purpose.
+# A line can only separate what the scores already separate, and a line chosen on few relevant pairs moves by luck. Where
+# the plain model with a moved line does as well as the weighted one, take that: it is cheaper, and its probabilities
+# still mean what they say. Class weights change them on purpose.
 #
 # ## 9 · The same model, a number
 #
@@ -644,9 +673,14 @@ for system in regression.systems:
 plots_labels.plot_predicted(regression, unit="urgency, 0 to 10")
 
 # %% [markdown]
-# The sentence above the table was not written in advance. With a few hundred letters and a target of which most values
-# are 1, a linear model on words is hard to beat, and the interval says whether it was. Points above the line are letters
-# taken for more urgent than they are.
+# Points above the line are letters taken for more urgent than they are. How sure is the gain over counting words?
+
+# %%
+plots_labels.plot_against_baselines(regression)
+
+# %% [markdown]
+# RMSE and mean absolute error are in points of urgency, so less is better. The lines of `tuned`, trained on squares, and of
+# `huber` differ little: no letter of this shop is rated wildly wrong, which is what Huber protects from.
 #
 # ## Summary
 #
