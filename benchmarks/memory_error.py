@@ -414,7 +414,8 @@ ADVISED = (
 )
 """Held-out configurations whose first advice is tried."""
 TRIED = 2
-"""Changes tried per configuration: the first two of the ladder."""
+"""Changes tried per configuration: the first two, noticed or not. The advice is right if its first
+change frees more than the second; where none is advised, if neither frees a noticeable share."""
 
 
 def changed_job(job: Job, setting: str) -> Job:
@@ -436,7 +437,7 @@ def changed_job(job: Job, setting: str) -> Job:
 
 def try_advice(jobs: Sequence[Job], keep: Path | None) -> list[dict[str, Any]]:
     """Measure configurations, and the first changes of each one's ladder, one by one."""
-    from sftkit.memory_ladder import ladder
+    from sftkit.memory_ladder import NOTICED, ladder
 
     rungs = {job.name: ladder(plan_of(job))[:TRIED] for job in jobs}
     changed = {
@@ -460,9 +461,20 @@ def try_advice(jobs: Sequence[Job], keep: Path | None) -> list[dict[str, Any]]:
             for rung in rungs[job.name]
         ]
         most = max(one["measured_freed_bytes"] for one in tried)
-        right = tried[0]["measured_freed_bytes"] == most > 0
+        advised = [rung.setting for rung in ladder(plan_of(job), noticed=NOTICED)[:1]]
+        right = (
+            tried[0]["measured_freed_bytes"] == most > 0
+            if advised
+            else most < NOTICED * peaks[job.name]
+        )
         results.append(
-            {"name": job.name, "measured_bytes": peaks[job.name], "tried": tried, "right": right}
+            {
+                "name": job.name,
+                "measured_bytes": peaks[job.name],
+                "advised": advised,
+                "tried": tried,
+                "right": right,
+            }
         )
     return results
 

@@ -15,6 +15,7 @@ from sftkit.launch_config import LaunchPlan
 from sftkit.memory import MemoryEstimate, shared_beginning
 from sftkit.memory_formulas import Device
 from sftkit.memory_ladder import (
+    NOTICED,
     PROBE_STEPS,
     Fits,
     Plan,
@@ -316,7 +317,7 @@ def _faults(plan: Plan) -> set[str]:
 
 def _ladder(plan: Plan) -> tuple[Rung, ...]:
     """Offer only what loading and the method do not refuse."""
-    return ladder(plan, allows=lambda changed: _faults(changed) <= _faults(plan))
+    return ladder(plan, allows=lambda changed: _faults(changed) <= _faults(plan), noticed=NOTICED)
 
 
 def _budget(one: MemoryEstimate, processes: int) -> int:
