@@ -152,8 +152,8 @@ def _draw_bins(axes: Axes, bins: Sequence[ReliabilityBin], low: float) -> str:
         axes.plot([point.x] * 2, point.ends, color=color, linewidth=1.6)
         axes.plot([point.x], [point.y], "o", color=color, markersize=6)
     axes.annotate(
-        "confidence is right", (start, start), xytext=(6, 12), textcoords="offset points",
-        rotation=0, color=MUTED, fontsize=8.5, va="bottom",
+        "grey line: confidence is right", (1, 0), xycoords="axes fraction", xytext=(-6, 6),
+        textcoords="offset points", color=MUTED, fontsize=8.5, ha="right",
     )  # fmt: skip
     counts = sorted({bin.items for bin in bins})
     each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
