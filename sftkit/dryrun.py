@@ -315,9 +315,9 @@ def _faults(plan: Plan) -> set[str]:
     return set(faults)
 
 
-def _ladder(plan: Plan) -> tuple[Rung, ...]:
-    """Offer only what loading and the method do not refuse."""
-    return ladder(plan, allows=lambda changed: _faults(changed) <= _faults(plan), noticed=NOTICED)
+def _ladder(plan: Plan, *, noticed: float = NOTICED) -> tuple[Rung, ...]:
+    """Offer only what loading and the method do not refuse, and what frees a noticeable share."""
+    return ladder(plan, allows=lambda changed: _faults(changed) <= _faults(plan), noticed=noticed)
 
 
 def _budget(one: MemoryEstimate, processes: int) -> int:

@@ -748,11 +748,19 @@ def test_shorter_rows_are_offered_where_some_remain_with_how_many_are_lost():
     assert (rung.setting, rung.cost) == ("data.max_tokens=50", "longer rows are refused: 8 of 10")
 
 
+def test_a_change_within_the_error_of_predictions_is_not_advised():
+    start = plan()
+    all_changes = {rung.setting: rung.freed / start.estimate().total for rung in ladder(start)}
+    advised = {rung.setting for rung in ladder(start, noticed=0.07)}
+    assert advised == {setting for setting, share in all_changes.items() if share > 0.07}
+    assert advised < set(all_changes)
+
+
 def test_no_rung_is_offered_that_loading_or_the_method_refuses():
     from sftkit.dryrun import _ladder
 
     def offered(start: Plan) -> set[str]:
-        settings = {rung.setting for rung in _ladder(start)}
+        settings = {rung.setting for rung in _ladder(start, noticed=0)}
         return {one for one in settings if one.startswith(("model.quan", "adapter.kind"))}
 
     narrow = SMALL | {"hidden_size": 96, "intermediate_size": 3072, "num_attention_heads": 3}
