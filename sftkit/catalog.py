@@ -518,15 +518,18 @@ def probe_items(
     """Give a probe's multiple-choice items, each once, in the order of its file.
 
     Args:
-        name: Catalog name of a probe, or path of a JSON Lines file of one's own.
+        name: Catalog name of a probe, path of a JSON Lines file of one's own, or `harness:` and
+            the name of a task of lm-evaluation-harness.
         limit: First so many items; None gives all.
         progress: Called with a line of text before a download.
 
     Raises:
         FetchError: No such probe, or it cannot be had.
     """
-    from sftkit import catalog_questions
+    from sftkit import catalog_harness, catalog_questions
 
+    if name.startswith(catalog_harness.PREFIX):
+        return catalog_harness.harness_items(name, limit)
     if name not in names() and catalog_questions.is_own_file(name):
         return catalog_questions.own_items(Path(name))[:limit]
     _of_kind(name, "probe")

@@ -150,11 +150,15 @@ class ChoiceItem:
         question: The question, without its options.
         options: The answers to choose from, in order.
         answer: Position of the right one, from 0.
+        prompt: What stands before an option, word for word; None writes the question the usual way.
+        joint: What stands between prompt and option.
     """
 
     question: str
     options: tuple[str, ...]
     answer: int
+    prompt: str | None = None
+    joint: str = " "
 
 
 @dataclass(frozen=True, kw_only=True)

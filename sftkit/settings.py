@@ -397,7 +397,8 @@ class EvaluateSettings:
         knowledge_items: Test questions used for the knowledge measure, at most.
         max_new_tokens: Longest generated answer in tokens.
         probes: Multiple-choice sets that measure lost ability: catalog names, or paths of JSON
-            Lines files with question, options and answer (an option, or its position from 0).
+            Lines files with question, options and answer (an option, or its position from 0), or
+            harness:TASK for a multiple-choice task of lm-evaluation-harness.
         items_per_probe: Questions taken from each probe.
         drift_source: General passages: a catalog name, or the path of a text file (paragraphs
             between empty lines) or of a JSON Lines file with text.

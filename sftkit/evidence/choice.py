@@ -85,15 +85,18 @@ def encode_choices(
 ) -> tuple[Prompt, ...]:
     """Write questions the usual way: `Question: ...`, `Answer:`, then ` option`; no chat template.
 
+    An item with a prompt of its own is written as that prompt, its joint, and the option.
+
     Args:
         items: Questions with their options.
         tokenizer: The model's tokenizer.
     """
     prompts = []
     for item in items:
-        text = f"Question: {item.question}\nAnswer:"
+        text = f"Question: {item.question}\nAnswer:" if item.prompt is None else item.prompt
         prefix = _ids(tokenizer, text)
-        options = [_ids(tokenizer, f"{text} {option}")[len(prefix) :] for option in item.options]
+        whole = [_ids(tokenizer, f"{text}{item.joint}{option}") for option in item.options]
+        options = [ids[len(prefix) :] for ids in whole]
         prompts.append(
             Prompt(
                 prefix=tuple(prefix),
