@@ -261,7 +261,8 @@ def _training_finding(training: TrainRecord, held: Sequence[tuple[int, float]], 
     steps = training.steps
     name, values = "Held-out loss", [loss for _, loss in held]
     if len(values) < 2:
-        name, values = "Training loss", [step.loss for step in steps]
+        # Single batches differ more than a few steps teach, so the line speaks, not its points.
+        name, values = "Smoothed training loss", smooth([step.loss for step in steps])
     if len(values) < 2:
         plural = "" if len(steps) == 1 else "s"
         return f"{len(steps)} optimizer step{plural} so far: no curve yet."

@@ -63,7 +63,8 @@ def test_a_good_run_is_told_in_four_sentences_and_a_summary():
     assert verdicts.style == Verdict(
         state="yes",
         sentence="The style was learned: loss on test answers went from 3.39 to 0.42 nats per "
-        "token (-2.97, 95 % interval -3.21 to -2.74; 72 answers in 36 groups).",
+        "token, perplexity from 29.7 to 1.52 (-2.97, 95 % interval -3.21 to -2.74; 72 answers in "
+        "36 groups).",
     )
     assert verdicts.ability == Verdict(
         state="kept",

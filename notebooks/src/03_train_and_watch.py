@@ -33,7 +33,7 @@
 #
 # | Machine | Minutes | Memory | Measured on |
 # |---|---|---|---|
-# | 2 CPU cores, no GPU, shared with other programs | 10.9 | 2.2 GB, and 1.4 GB for a second process | 2026-11-23 |
+# | 2 CPU cores, no GPU | 5.2 (10.0 with other programs beside it) | 2.2 GB, and 1.4 GB for a second process | 2026-11-23 |
 # | Colab T4 | not run yet | not run yet | |
 # | NVIDIA A100 | not run yet | not run yet | |
 # | Apple laptop | not run yet | not run yet | |

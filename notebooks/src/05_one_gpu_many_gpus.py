@@ -25,7 +25,7 @@
 #
 # | Machine | Minutes | Memory | Measured on |
 # |---|---|---|---|
-# | 2 CPU cores, no GPU | 2.6 | 5.6 GB | 2026-11-23 |
+# | 2 CPU cores, no GPU | 2.9 | 5.3 GB | 2026-11-23 |
 # | Two or more GPUs | not run yet | not run yet | |
 #
 # A process is what uses a GPU. Two processors' cores are enough to learn all of this, so no GPU is needed here, and none was

@@ -7,6 +7,7 @@ undecided. Where it is, the sentence says how large a change would have to be to
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from sftkit.evidence.shares import ALPHA, detectable_share, least_share
@@ -72,7 +73,8 @@ def judge_style(learned: Learned) -> Verdict:
     if change is None:
         return Verdict(state="unmeasured", sentence="There were no test answers to measure.")
     numbers = (
-        f"loss on test answers went from {change.before:.2f} to {change.after:.2f} nats per token "
+        f"loss on test answers went from {change.before:.2f} to {change.after:.2f} nats per token, "
+        f"perplexity from {_perplexity(change.before)} to {_perplexity(change.after)} "
         f"({change.delta:+.2f}, 95 % interval {change.ci95[0]:+.2f} to {change.ci95[1]:+.2f}; "
         f"{_counted(change.items, 'answer')} in {_counted(change.groups, 'group')})"
     )
@@ -88,6 +90,11 @@ def judge_style(learned: Learned) -> Verdict:
         sentence=f"No change of style can be shown: {numbers}; with "
         f"{_counted(change.groups, 'group')} a change under {least:.3f} cannot be seen.",
     )
+
+
+def _perplexity(loss: float) -> str:
+    value = math.exp(min(loss, 100.0))  # beyond that a digit says nothing
+    return f"{value:,.0f}" if 100 <= value < 1e7 else f"{value:.3g}"
 
 
 def judge_ability(forgot: Forgot, settings: EvaluateSettings) -> Verdict:
