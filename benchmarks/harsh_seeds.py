@@ -24,8 +24,8 @@ from circumstances import describe, note_load, save  # type: ignore[import-not-f
 PACKAGES = ("torch", "transformers", "peft", "numpy")
 RATES = {"harsh": 5e-3, "gentle": 2e-5}
 ASKED = 19  # of 20 harsh seeds to be flagged
-DELTAS_RATE = 3e-4
-DELTAS_STEPS = 10
+DELTAS_RATE = 1e-3
+DELTAS_STEPS = 40
 
 
 class Bench:

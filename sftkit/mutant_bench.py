@@ -18,6 +18,7 @@ from sftkit import catalog
 from sftkit.errors import SettingsError
 from sftkit.evidence.mutant_checks import Predicted, Shown
 from sftkit.evidence_records import Checks
+from sftkit.forward import unwrapped
 from sftkit.settings import Recipe, TrainSettings
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ class ChatBench:
             loss_groups=[example.group for example in test.heldout],
             overlap=overlap,
             served_again=served_again,
+            dtype=str(unwrapped(model).dtype).removeprefix("torch."),
             ended=[float(answer.ended) for answer in after.learning.answers],
             verdicts=outcome.verdicts,
             checks=outcome.checks,

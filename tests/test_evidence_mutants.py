@@ -341,13 +341,25 @@ def test_a_check_of_chats_kills_its_faulty_case(name):
         ("drift", {"verdicts": dataclasses.replace(VERDICTS, drift=OPEN)}),
         ("stopping", {"ended": [0.0] + [1.0] * 19}),
         ("loss against reference", {"losses": [value + 0.05 for value in SOUND.losses]}),
-        ("losses on record", {"losses": [value + 0.01 for value in SOUND.losses]}),
+        ("losses on record", {"losses": [value + 0.0009 for value in SOUND.losses]}),
+        (
+            "losses on record",
+            {"losses": [value + 0.04 for value in SOUND.losses], "dtype": "bfloat16"},
+        ),
         ("answers on record", {"said": ["other", *SOUND.said[1:]]}),
     ],
 )
 def test_a_check_spares_what_its_number_cannot_show_to_be_worse(name, change):
     shown = dataclasses.replace(SOUND, **change)
     assert states(shown, CHAT_CHECKS, SOUND)[name] == "spared"
+
+
+def test_losses_have_to_come_out_again_and_more_closely_in_the_same_type():
+    moved = {"losses": [SOUND.losses[0] + 0.002, *SOUND.losses[1:]]}
+    far = {"losses": [SOUND.losses[0] + 0.06, *SOUND.losses[1:]], "dtype": "bfloat16"}
+    for change in (moved, far):
+        shown = dataclasses.replace(SOUND, **change)
+        assert states(shown, CHAT_CHECKS, SOUND)["losses on record"] == "killed"
 
 
 def test_only_a_copy_of_the_reference_is_held_to_its_record():
