@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -522,3 +524,24 @@ def test_a_tiny_classifier_goes_through_all_faults_with_one_base(tmp_path, monke
     assert "contamination" not in rows["sound model"].killed_by()
     with pytest.raises(SettingsError, match="try_label_mutants"):
         try_label_mutants(chat_recipe())
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m", "minilm-l6"])
+def test_the_saved_matrices_kill_every_fault_spare_the_sound_and_show_what_accuracy_misses(
+    name, checkout: Path
+):
+    saved = json.loads((checkout / "benchmarks/results/mutants.json").read_text("utf-8"))
+    matrix = saved["matrices"][name]
+    alone = set(matrix["alone"])
+    killers = {
+        row["name"]: {c["check"] for c in row["cells"] if c["state"] == "killed"}
+        for row in matrix["rows"]
+        if row["origin"] != "sound"
+    }
+    assert [row["name"] for row in matrix["rows"] if row["origin"] == "sound"] != []
+    assert not [
+        c for r in matrix["rows"] if r["origin"] == "sound" for c in r["cells"]
+        if c["state"] == "killed"
+    ]  # fmt: skip
+    assert [fault for fault, checks in killers.items() if not checks] == []
+    assert 0 < sum(bool(checks & alone) for checks in killers.values()) < len(killers)
