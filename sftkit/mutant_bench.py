@@ -17,7 +17,6 @@ import numpy as np
 from sftkit import catalog
 from sftkit.errors import SettingsError
 from sftkit.evidence.mutant_checks import Predicted, Shown
-from sftkit.evidence_records import Checks
 from sftkit.forward import unwrapped
 from sftkit.settings import Recipe, TrainSettings
 
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
     from sftkit.dataset.contamination import Overlap
     from sftkit.dataset.split import Splits
+    from sftkit.evidence.behaviour_cases import Plan
     from sftkit.evidence.exam import Exam, Scores
     from sftkit.prepare_labels import PreparedLabels
 
@@ -151,13 +151,16 @@ class LabelBench:
 
     recipe: Recipe
     base: Any
+    tokenizer: PreTrainedTokenizerBase
     data: PreparedLabels
     baselines: Mapping[str, np.ndarray]
+    plans: tuple[Plan, ...] = ()
 
     @classmethod
     def of(cls, recipe: Recipe, note: Note) -> LabelBench:
         """Load what the recipe names, and train the baselines."""
         from sftkit import heads, model
+        from sftkit.check_labels import plan_label_behaviour
         from sftkit.prepare_labels import prepare_labels
         from sftkit.run import agree_on_dtype
         from sftkit.run_labels import make_baselines
@@ -167,6 +170,7 @@ class LabelBench:
         source = catalog.fetch_model(recipe.model, progress=note)
         tokenizer = model.load_tokenizer(recipe.model, source=source)
         data = prepare_labels(recipe, tokenizer=tokenizer, note=note)
+        plans = plan_label_behaviour(recipe, data, tokenizer)
         base = heads.load_with_head(
             recipe.model,
             recipe.data.task,
@@ -177,7 +181,14 @@ class LabelBench:
             seed=recipe.train.seed,
         )
         baselines = {one.name: one.test for one in make_baselines(recipe, data)}
-        return cls(recipe=recipe, base=base, data=data, baselines=baselines)
+        return cls(
+            recipe=recipe,
+            base=base,
+            tokenizer=tokenizer,
+            data=data,
+            baselines=baselines,
+            plans=plans,
+        )
 
     @contextlib.contextmanager
     def trained(
@@ -201,6 +212,7 @@ class LabelBench:
 
     def show(self, model: Any, *, served_again: bool = False, leaked: bool = False) -> Shown:
         """Ask a classifier about the test and validation items."""
+        from sftkit.check_labels import check_labels
         from sftkit.dataset.contamination import find_overlap
         from sftkit.evidence.calibration import Answered, measure_calibration
         from sftkit.evidence.label_scores import score_labels, true_values
@@ -225,6 +237,16 @@ class LabelBench:
             Answered(probabilities=said, targets=true, groups=groups), resamples=settings.resamples
         )
         tested = texts_of(data.splits.test, data.test)
+        checks = check_labels(
+            self.recipe,
+            data,
+            model,
+            self.tokenizer,
+            true=true,
+            said=said,
+            texts=tested,
+            plans=self.plans,
+        )
         trained = texts_of(data.balanced, data.train) + (tested if leaked else [])
         rows = np.arange(len(true))
         return Shown(
@@ -244,7 +266,7 @@ class LabelBench:
                 validation_true=held_true.tolist(),
                 validation_said=held.argmax(axis=1).tolist(),
             ),
-            checks=Checks(calibration=calibration),
+            checks=dataclasses.replace(checks, calibration=calibration),
         )
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
 from sftkit import catalog
+from sftkit.errors import SettingsError, near_names
 from sftkit.evidence import mutants
 from sftkit.evidence.mutant_checks import (
     ACCURACY,
@@ -144,15 +145,29 @@ def try_chat_mutants(
 
 
 def try_label_mutants(
-    recipe: Recipe, *, checks: Mapping[str, Check] = LABEL_CHECKS, note: Note = print
+    recipe: Recipe,
+    *,
+    checks: Mapping[str, Check] = LABEL_CHECKS,
+    only: Collection[str] = (),
+    note: Note = print,
 ) -> MutantMatrix:
     """Do the same with a classifier; see `try_chat_mutants`.
 
     Args:
-        recipe: A small recipe of texts with labels, with LoRA; see `label_recipe`.
+        recipe: A small recipe of texts with labels, with LoRA; see `label_recipe`. With
+            evaluate.behaviour each model also takes these tests.
         checks: By name; those of ACCURACY first.
+        only: Models to make beside the sound one, by name; none names all. Faults that are put on
+            a trained model cost seconds, the others a training each.
         note: Told of each model when it was judged.
+
+    Raises:
+        SettingsError: `only` names no such model, or the recipe is for another task.
     """
+    known = (*mutants.SERVED_WITH_HEAD, AGAIN, SHUFFLED, LEAKED, SHORT)
+    if unknown := sorted(set(only) - set(known)):
+        raise SettingsError(f"No model is made with {unknown[0]!r}.{near_names(unknown[0], known)}")
+    wanted = set(only) or set(known)
     started = time.perf_counter()
     bench = LabelBench.of(recipe, note)
     data, seed = bench.data, recipe.train.seed
@@ -161,6 +176,8 @@ def try_label_mutants(
         judged = _Judged(recipe, checks, sound, note)
         judged.add(SOUND, None, "sound", sound)
         for name, plant in mutants.SERVED_WITH_HEAD.items():
+            if name not in wanted:
+                continue
             with plant(model):
                 shown = bench.show(model, served_again=True)
             judged.add(name, plant, "served", shown)
@@ -173,6 +190,8 @@ def try_label_mutants(
         (SHORT, mutants.cut_short, data.train, {"settings": mutants.cut_short(recipe.train)}),
     ]
     for name, fault, rows, changes in trainings:
+        if name not in wanted:
+            continue
         with bench.trained(rows, **{"seed": seed, **changes}) as model:
             shown = bench.show(model, leaked=name == LEAKED)
             judged.add(name, fault, "trained" if fault else "sound", shown)

@@ -1,4 +1,4 @@
-"""Figures of calibration and fairness: confidence against accuracy, coverage, and gaps.
+"""Figures of behaviour, calibration and fairness: failures, confidence and coverage, and gaps.
 
 Each function takes records and returns a Figure; it draws nothing else.
 """
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sftkit.errors import RecordError
 from sftkit.evidence.shares import wilson_interval
-from sftkit.evidence_records import Calibration, FairnessGap, ReliabilityBin
+from sftkit.evidence_records import BehaviourResult, Calibration, FairnessGap, ReliabilityBin
 from sftkit.panels import (
     BASE,
     HARM,
@@ -32,6 +32,98 @@ if TYPE_CHECKING:
 LEVEL = 0.05
 """A gap counts as shown where its corrected p-value is below this."""
 _MOST_GAPS = 16
+
+
+def plot_behaviour(results: Sequence[BehaviourResult]) -> Figure:
+    """Draw the share of failed cases of each test with its interval, and what is allowed.
+
+    Raises:
+        RecordError: There are no tests.
+    """
+    if not results:
+        raise RecordError("There are no behaviour tests to draw; see evaluate.behaviour.")
+    colors = {"pass": TUNED, "fail": HARM, "undecided": MUTED}
+    title = behaviour_in_words(results)
+    words = [f"{test.name}: {test.sentence}" for test in results]
+    with styled():
+        figure = new_figure(height=1.5 + 0.42 * len(results))
+        axes = figure.subplots()
+        for place, test in enumerate(results):
+            color, ends = colors[test.state], [100 * end for end in test.ci95]
+            axes.plot(ends, [place] * 2, color=color, linewidth=2.2, solid_capstyle="butt")
+            share = 100 * test.failures / max(test.cases, 1)
+            axes.plot([share], [place], "o", color=color, markersize=7)
+            allowed = [100 * test.allowed] * 2
+            axes.plot(allowed, [place - 0.34, place + 0.34], color=INK, linewidth=1.8)
+            axes.text(
+                1.02, place, f"{test.failures} of {test.cases}: {test.state}", va="center",
+                transform=axes.get_yaxis_transform(), fontsize=9, color=color,
+            )  # fmt: skip
+        names = [f"{plain_label(test.name, width=44)}\n{test.kind}" for test in results]
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.set_xlim(-1.5, max(30.0, *(100 * test.ci95[1] + 3 for test in results)))
+        axes.grid(axis="x")
+        axes.set_xlabel("Failed cases, % (lines: 95 %; upright black: what is allowed)")
+        return finish(figure, title, f"{title}. {' '.join(words)}")
+
+
+def behaviour_in_words(results: Sequence[BehaviourResult]) -> str:
+    """Count the tests that pass, fail and are undecided."""
+    count = {s: sum(test.state == s for test in results) for s in ("fail", "undecided")}
+    passed = len(results) - sum(count.values())
+    head = f"{passed} of {len(results)} behaviour tests pass"
+    return f"{head}, {count['fail']} fail, {count['undecided']} undecided"
+
+
+def plot_mitigation(
+    before: Sequence[FairnessGap], after: Sequence[FairnessGap], *, remedy: str
+) -> Figure:
+    """Draw gaps before and after a remedy, of those that both have.
+
+    Raises:
+        RecordError: They have none in common.
+    """
+    later = {(gap.attribute, gap.name): gap for gap in after}
+    pairs = [(g, later[g.attribute, g.name]) for g in before if (g.attribute, g.name) in later]
+    if not pairs:
+        raise RecordError("No gap was measured both before and after, so there is none to draw.")
+    still = sum(is_shown(gap) for _, gap in pairs)
+    title = (
+        f"Gaps shown to be more than chance: {sum(is_shown(gap) for gap, _ in pairs)} of "
+        f"{len(pairs)}; {remedy}: {still}"
+    )
+    words, edges = [], [0.0]
+    with styled():
+        figure = new_figure(height=1.6 + 0.72 * len(pairs))
+        axes = figure.subplots()
+        axes.axvline(0, color=INK, linewidth=1)
+        for place, pair in enumerate(pairs):
+            for gap, shift, color in zip(pair, (-0.17, 0.17), (HARM, TUNED), strict=True):
+                factor = _scale(gap.unit)[0]
+                ends = [factor * end for end in gap.ci95]
+                axes.plot(ends, [place + shift] * 2, color=color, linewidth=2.2)
+                axes.plot([factor * gap.value], [place + shift], "o", color=color, markersize=6.5)
+                axes.text(
+                    1.02, place + shift, gap_in_words(gap), va="center", fontsize=8.5, color=color,
+                    transform=axes.get_yaxis_transform(),
+                )  # fmt: skip
+                edges += ends
+            words.append(f"{pair[0].name}: {gap_in_words(pair[0])}, then {gap_in_words(pair[1])}")
+        first = pairs[0][0]
+        axes.set_yticks(
+            range(len(pairs)), [plain_label(gap.name, width=40) for gap, _ in pairs], fontsize=9
+        )
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(pairs) - 0.4, -0.6)
+        axes.set_xlim(min(edges) - 3, max(edges) + 3)
+        axes.grid(axis="x")
+        axes.set_xlabel(
+            f"{first.groups[1]} minus {first.groups[0]}, {_scale(first.unit)[2] or first.unit} "
+            f"(lines: 95 %; orange: as trained, blue: {remedy})"
+        )
+        return finish(figure, title, f"{title}. {'; '.join(words)}.")
 
 
 def plot_reliability(calibration: Calibration) -> Figure:

@@ -76,7 +76,7 @@ def try_settings(
     from sftkit.evidence.perplexity import score_examples
 
     for adapter, _ in trials.values():
-        _refuse_if_it_leaves_traces(adapter)
+        refuse_if_it_leaves_traces(adapter)
     start = score_examples(base, heldout)
     results: dict[str, ShortRun] = {}
     for name, (adapter, settings) in trials.items():
@@ -190,7 +190,12 @@ def _try_one(
     )
 
 
-def _refuse_if_it_leaves_traces(adapter: AdapterSettings) -> None:
+def refuse_if_it_leaves_traces(adapter: AdapterSettings) -> None:
+    """Refuse a method that is not proven to leave the base as it was when it is taken off.
+
+    Raises:
+        AdapterError: With the methods that can be used.
+    """
     kind = check_kind(adapter)
     if kind.fresh_change != 0 or not kind.off_equals_base or adapter.options:
         raise AdapterError(

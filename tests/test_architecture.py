@@ -23,6 +23,7 @@ FILES = {
 # What every stage may import. All but the first four are the catalog's own parts.
 CATALOG_READERS = {
     "catalog_rows", "catalog_questions", "catalog_labels", "catalog_bias", "catalog_hub",
+    "catalog_harness",
 }  # fmt: skip
 NOUNS = {
     "errors",
@@ -67,6 +68,11 @@ MAY_IMPORT = {
     "mutant_bench": EVERYTHING - {"cli"},
     "mutant_runs": EVERYTHING - {"cli"},
     "plots_mutants": NOUNS | {"panels"},
+    # Broken runs, made on purpose: the signs of each, how they are made, and how they are shown.
+    "clinic": NOUNS | {"show"},
+    "clinic_views": NOUNS | {"clinic", "show"},
+    **dict.fromkeys(("clinic_bench", "clinic_labels", "clinic_runs"), EVERYTHING - {"cli", "run"}),
+    "plots_clinic": NOUNS | {"panels", "clinic", "clinic_views"},
     "plots_checks": NOUNS | {"panels", "evidence"},  # Wilson's interval of a bin
     "plots_memory": NOUNS | {"panels", "memory"},
     "plots_processes": NOUNS | {"panels", "memory"},
@@ -83,6 +89,12 @@ MAY_IMPORT = {
     "methods": EVERYTHING - {"cli", "run"},
     "sweep": EVERYTHING - {"cli", "run"},  # the same for several settings of one method
     "plots_watching": NOUNS | {"panels", "sweep"},
+    "learning_curve": EVERYTHING - {"cli", "run"},  # many short trainings on more and more rows
+    "plots_learning": NOUNS | {"panels", "learning_curve"},
+    # A grid of recipes on one base: gain against forgetting; it composes stages, as a run does.
+    "frontier": EVERYTHING - {"cli"},
+    "frontier_records": NOUNS | {"evidence"},
+    "plots_frontier": NOUNS | {"panels", "frontier_records"},
     "holdings": EVERYTHING - {"cli", "run"},
     "plots_holdings": NOUNS | {"panels", "holdings"},
     "plots_adapters": NOUNS | {"panels", "methods"},

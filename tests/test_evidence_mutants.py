@@ -545,3 +545,22 @@ def test_the_saved_matrices_kill_every_fault_spare_the_sound_and_show_what_accur
     ]  # fmt: skip
     assert [fault for fault, checks in killers.items() if not checks] == []
     assert 0 < sum(bool(checks & alone) for checks in killers.values()) < len(killers)
+
+
+def test_only_the_named_faults_are_planted_and_behaviour_tests_are_taken(tmp_path, monkeypatch):
+    monkeypatch.setenv("SFTKIT_CACHE", str(tmp_path / "cache"))
+    tests = tmp_path / "tests.yaml"
+    tests.write_text(
+        "task: classify\ntests: [{name: Same, kind: invariance, rows: test, change: case, "
+        "expect: {same: true}}]",
+        encoding="utf-8",
+    )
+    given = woods(tmp_path, "classify", train={"epochs": 1}, evaluate={"behaviour": str(tests)})
+    small = recipe_from_dict(given)
+    wanted = ["two classes swapped", "adapter zeroed"]
+    matrix = try_label_mutants(small, only=wanted, note=lambda text: None)
+
+    assert [row.name for row in matrix.rows] == ["sound model", *reversed(wanted)]
+    assert matrix.checks[-1] == "behaviour"
+    with pytest.raises(SettingsError, match="Did you mean 'adapter zeroed'"):
+        try_label_mutants(small, only=["adapter zero"])

@@ -8,8 +8,12 @@ import exercise_cases_02  # type: ignore[import-not-found]
 import exercise_cases_03  # type: ignore[import-not-found]
 import exercise_cases_04  # type: ignore[import-not-found]
 import exercise_cases_05  # type: ignore[import-not-found]
+import exercise_cases_06  # type: ignore[import-not-found]
+import exercise_cases_07  # type: ignore[import-not-found]
+import exercise_cases_08  # type: ignore[import-not-found]
 import exercise_cases_11  # type: ignore[import-not-found]
 import exercise_cases_12  # type: ignore[import-not-found]
+import exercise_cases_15  # type: ignore[import-not-found]
 import numpy as np
 import pytest
 
@@ -25,8 +29,12 @@ CASES = (
     exercise_cases_03,
     exercise_cases_04,
     exercise_cases_05,
+    exercise_cases_06,
+    exercise_cases_07,
+    exercise_cases_08,
     exercise_cases_11,
     exercise_cases_12,
+    exercise_cases_15,
 )
 """The cases of later notebooks, a module each."""
 

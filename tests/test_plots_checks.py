@@ -14,9 +14,16 @@ from test_plots import drawn_texts, on_axis, title_of  # type: ignore[import-not
 
 from sftkit.errors import RecordError
 from sftkit.evidence.calibration import Answered, measure_calibration
-from sftkit.evidence_records import Calibration, FairnessGap
+from sftkit.evidence.shares import wilson_interval
+from sftkit.evidence_records import BehaviourResult, Calibration, FairnessGap
 from sftkit.panels import alt_text
-from sftkit.plots_checks import plot_fairness, plot_reliability, plot_selective
+from sftkit.plots_checks import (
+    plot_behaviour,
+    plot_fairness,
+    plot_mitigation,
+    plot_reliability,
+    plot_selective,
+)
 
 
 def made_calibration(items=600, *, times=3.0, validation=True) -> Calibration:
@@ -56,9 +63,31 @@ GAPS = {
     ],
     "many": [gap(name=f"probability of class $number_{{ {n}", p_value=n / 40) for n in range(30)],
 }  # fmt: skip
+
+
+def behaved(name: str, failures: int, cases: int, allowed: float = 0.1) -> BehaviourResult:
+    return BehaviourResult(
+        name=name, capability="robustness", kind="invariance", cases=cases, failures=failures,
+        ci95=wilson_interval(failures, cases), allowed=allowed,
+    )  # fmt: skip
+
+
+BEHAVED = [
+    behaved("Typos change no topic", 0, 50),
+    behaved("A sentence beside the point changes no topic at all, whatever it says", 40, 50),
+    behaved("Few $cases_{", 1, 12),
+]
+BEFORE = [
+    gap(value=-0.3, ci95=(-0.4, -0.2), p_value=0.001),
+    gap(name="accuracy", value=-0.1, ci95=(-0.2, -0.02), p_value=0.01),
+    gap(name="only before"),
+]
+AFTER = [gap(value=-0.02, ci95=(-0.05, 0.01)), gap(name="accuracy", value=0.01)]
 FIGURES: dict[str, Callable[[], Figure]] = {
     "two": lambda: plot_reliability(made_calibration()),
     "one": lambda: plot_reliability(made_calibration(60, validation=False)),
+    "behaviour": lambda: plot_behaviour(BEHAVED),
+    "mitigation": lambda: plot_mitigation(BEFORE, AFTER, remedy="reweighed"),
     "selective": lambda: plot_selective(made_calibration()),
     **{name: functools.partial(plot_fairness, gaps) for name, gaps in GAPS.items()},
 }
@@ -101,7 +130,23 @@ def test_the_selective_figure_says_what_half_the_answers_are_worth():
     assert title.startswith(f"Answering only the most confident 50%: {half:.1%} right")
 
 
+def test_behaviour_and_a_remedy_are_told_with_every_number():
+    figure = plot_behaviour(BEHAVED)
+    assert title_of(figure) == "1 of 3 behaviour tests pass, 1 fail, 1 undecided"
+    assert "Few $cases_{: Undecided, too few cases to tell: 1 of 12 cases" in alt_text(figure)
+    figure = plot_mitigation(BEFORE, AFTER, remedy="reweighed")
+    assert title_of(figure) == "Gaps shown to be more than chance: 2 of 2; reweighed: 0"
+    assert alt_text(figure).endswith(
+        "probability of granted: −30.0 points [−40.0 to −20.0], then −2.0 points [−5.0 to +1.0]; "
+        "accuracy: −10.0 points [−20.0 to −2.0], then +1.0 points [−1.0 to +5.0]."
+    )
+
+
 def test_nothing_to_draw_is_said():
+    with pytest.raises(RecordError, match="no behaviour tests"):
+        plot_behaviour([])
+    with pytest.raises(RecordError, match="both before and after"):
+        plot_mitigation(BEFORE, [gap(name="other")], remedy="reweighed")
     with pytest.raises(RecordError, match="no gaps to draw"):
         plot_fairness([])
     with pytest.raises(RecordError, match="no pairs of coverage"):

@@ -55,9 +55,9 @@ print(f"sftkit {sftkit.__version__}, Python {platform.python_version()}, {platfo
 # %% tags=["parameters"]
 recipe_name = "cpu"  # a bundled recipe
 probe_steps = 4  # training steps of each trial in section 3
-passages = 30  # passages of general text that are scored in each trial
+passages = 20  # passages of general text that are scored in each trial
 train_steps = 10  # training steps in section 4
-texts = 300  # texts in section 5
+texts = 200  # texts in section 5
 
 # %% [markdown]
 # ## 1 · Predict

@@ -22,8 +22,12 @@ from sftkit.exercises import (
     notebook_03,
     notebook_04,
     notebook_05,
+    notebook_06,
+    notebook_07,
+    notebook_08,
     notebook_11,
     notebook_12,
+    notebook_15,
 )
 from sftkit.exercises.solutions import has_solution, strip_solutions
 from sftkit.exercises.terms import Exercise, Property
@@ -52,8 +56,12 @@ EXERCISES: Mapping[str, Exercise] = {
         notebook_03,
         notebook_04,
         notebook_05,
+        notebook_06,
+        notebook_07,
+        notebook_08,
         notebook_11,
         notebook_12,
+        notebook_15,
     )
     for one in notebook.EXERCISES
 }
