@@ -24,7 +24,7 @@
 # | Machine | Minutes | Memory | Measured on |
 # |---|---|---|---|
 # | 1 CPU core, no GPU | 6.4 | 3.7 GB | 2026-11-22 |
-# | 2 CPU cores, no GPU | not timed alone yet | not timed alone yet | |
+# | 2 CPU cores, no GPU | 4.2 | 2.1 GB, and 1.8 GB in processes of its own | 2026-11-23 |
 # | Colab T4 | not run yet | not run yet | |
 # | NVIDIA A100 | not run yet | not run yet | |
 # | Apple laptop | not run yet | not run yet | |

@@ -346,8 +346,6 @@ from sftkit.settings import ObjectiveSettings
 from sftkit.train import train
 
 two = Targets(labels=("calm", "urgent"))
-examples = encode_labelled(biased, tokenizer, two, max_tokens=64).examples
-known = [people[example.row] for example in examples]
 
 
 def teach(examples):
@@ -364,6 +362,9 @@ def teach(examples):
     return make_asker(tuned, tokenizer, two, recipe.data, max_tokens=64)
 
 
+# %%
+examples = encode_labelled(biased, tokenizer, two, max_tokens=64).examples
+known = [people[example.row] for example in examples]
 asks = {"as trained": teach(examples), "reweighed": teach(reweigh_examples(examples, known))}
 
 # %% [markdown]
