@@ -111,17 +111,15 @@ def plot_mitigation(
                 )  # fmt: skip
                 edges += ends
             words.append(f"{pair[0].name}: {gap_in_words(pair[0])}, then {gap_in_words(pair[1])}")
-        first = pairs[0][0]
-        axes.set_yticks(
-            range(len(pairs)), [plain_label(gap.name, width=40) for gap, _ in pairs], fontsize=9
-        )
+        names = [f"{plain_label(gap.name, width=40)}\n{_direction(gap)}" for gap, _ in pairs]
+        axes.set_yticks(range(len(pairs)), names, fontsize=8)
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(len(pairs) - 0.4, -0.6)
         axes.set_xlim(min(edges) - 3, max(edges) + 3)
         axes.grid(axis="x")
+        unit = pairs[0][0].unit
         axes.set_xlabel(
-            f"{first.groups[1]} minus {first.groups[0]}, {_scale(first.unit)[2] or first.unit} "
-            f"(lines: 95 %; orange: as trained, blue: {remedy})"
+            f"Gap, {_scale(unit)[2] or unit} (lines: 95 %; orange: as trained, blue: {remedy})"
         )
         return finish(figure, title, f"{title}. {'; '.join(words)}.")
 
@@ -291,6 +289,16 @@ def _draw_gaps(axes: Axes, gaps: Sequence[FairnessGap], unit: str) -> str:
     base = "; grey diamond: base" if any(gap.base is not None for gap in gaps) else ""
     axes.set_xlabel(f"Gap in {spoken or unit} (lines: 95 %{base})")
     return f"{'; '.join(words)}."
+
+
+def _direction(gap: FairnessGap) -> str:
+    """Say what is taken from what; nothing is where changes are counted, which are not tested."""
+    if gap.p_value is None:
+        return "either way"
+    first, second = gap.groups[0], gap.groups[-1]
+    if len(gap.groups) > 2:
+        return "largest minus smallest"
+    return f"{plain_label(second, width=20)} minus {plain_label(first, width=20)}"
 
 
 def _scale(unit: str) -> tuple[float, int, str]:

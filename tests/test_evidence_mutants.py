@@ -317,6 +317,12 @@ FAULTY: dict[str, dict[str, Any]] = {
 }
 
 
+def test_a_behaviour_test_that_the_reference_fails_as_well_tells_nothing_about_a_fault():
+    failing = dataclasses.replace(SOUND, **FAULTY["behaviour"])
+    assert states(failing, CHAT_CHECKS, SOUND)["behaviour"] == "killed"
+    assert states(failing, CHAT_CHECKS, failing)["behaviour"] == "spared"
+
+
 def states(shown: Shown, checks: Any, reference: Shown) -> dict[str, str]:
     return {c.check: c.state for c in judge(shown, reference, checks, SETTINGS)}
 

@@ -67,14 +67,14 @@ model_name = "smollm2-135m"  # the base model
 steps = 24  # optimizer steps of every training on the shop
 max_tokens_per_batch = 320  # tokens in each of them
 gentle_rate = 1e-3  # learning rate of the gentle run
-harsh_rate = 1e-2  # and of the harsh one
-items_per_probe = 100  # questions of each probe; one half chooses, the other reports
-passages = 40  # general passages that report, and as many that choose
-held_out = 32  # held-out answers whose loss says what was gained
-answers = 24  # shop questions that are answered in words, for the report
-cures = ["replay", "frozen", "slow", "small"]  # trainings of section 4
-strengths = [0.25, 0.5, 0.75, 1.0]  # the harsh adapter is measured at each, 1 among them
-domain_steps = 16  # steps on real text, in section 7
+harsh_rate = 5e-3  # and of the harsh one
+items_per_probe = 80  # questions of each probe; one half chooses, the other reports
+passages = 32  # general passages that report, and as many that choose
+held_out = 24  # held-out answers whose loss says what was gained
+answers = 16  # shop questions that are answered in words, for the report
+cures = ["replay", "frozen", "slow"]  # trainings of section 4
+strengths = [0.25, 0.5, 1.0]  # the harsh adapter is measured at each, 1 among them
+domain_steps = 12  # steps on real text, in section 7
 domain_rows = 240  # rows of it
 resamples = 2000  # draws of each interval
 seed = 0  # of adapters and batches
@@ -133,7 +133,7 @@ for place, option in enumerate(item.options):
 # ## 2 · A gentle run and a harsh one
 #
 # Both learn facts of Dunnowick, the shop that does not exist, for the same number of steps. They differ in two things: the gentle
-# one has a tenth of the learning rate, and a seventh of its rows is general text that it goes on reading. The base is loaded
+# one has a fifth of the learning rate, and a seventh of its rows is general text that it goes on reading. The base is loaded
 # once, and each adapter is taken off again afterwards.
 
 # %%
@@ -165,8 +165,9 @@ plot_forgot(pair.report("harsh").forgot)
 
 # %% [markdown]
 # The shaded band is what we agreed to call unmoved, and an interval inside it means *kept*. An interval that reaches out of the band
-# and over zero means *undecided*: that is neither "kept" nor "lost", it is a test with too few questions. With this many
-# questions ability is seldom decided for a gentle run; drift is. That is why one measures both.
+# and over zero means *undecided*: that is neither "kept" nor "lost", it is a test with too few questions. Compare how wide
+# the lines are in their bands: a few dozen questions can rule out a loss of ability only just, or not at all, where
+# as many passages decide about drift with ease. That is why one measures both.
 #
 # ### Several probes, one false alarm
 #
@@ -177,18 +178,21 @@ plot_forgot(pair.report("harsh").forgot)
 # %%
 from sftkit.evidence.shares import mcnemar_exact
 
-raw = {}
 for probe in pair.report("harsh").forgot.probes:
-    raw[probe.name] = mcnemar_exact(probe.flipped_to_wrong, probe.flipped_to_right)
+    p_value = mcnemar_exact(probe.flipped_to_wrong, probe.flipped_to_right)
     print(
         f"{probe.name:<14} {probe.flipped_to_wrong:>2} turned wrong, "
-        f"{probe.flipped_to_right:>2} turned right: p = {raw[probe.name]:.3f}"
+        f"{probe.flipped_to_right:>2} turned right: p = {p_value:.3f}"
     )
 
 # %% [markdown]
 # ### Exercise 07.1
 #
-# Correct these p-values by hand. Hand in a dictionary from each probe's name to its corrected p-value; none may exceed 1.
+# Suppose that a run on your own data has these raw p-values, and that 0.05 is your level. Which of them are still below
+# it when they are corrected? Hand in a dictionary from each probe's name to its corrected p-value; none may exceed 1.
+
+# %%
+raw = {"piqa": 0.012, "openbookqa": 0.031, "commonsenseqa": 0.027}
 
 # %% tags=["exercise"]
 from sftkit import check
@@ -203,7 +207,7 @@ check("07.1", corrected, raw=raw)
 
 # %% [markdown]
 # Accuracy only counts flips. The log-probability of the right option uses every question, also those that did not flip. Both, with
-# their corrected p-values. Expect a surprise in the sign of the second:
+# their corrected p-values. Mind the sign of the second:
 
 # %%
 for name in ("gentle", "harsh"):
@@ -299,21 +303,15 @@ check("07.3", strength, table=table, margin=margin)
 #
 # - **replay**: a third of the rows is general text, so that the loss itself has a say in it;
 # - **frozen**: only the last third of the blocks gets an adapter; what the first blocks do stays as it is;
-# - **slow**: a fifth of the learning rate;
-# - **small**: rank 2 and not 16, on the attention layers only.
+# - **slow**: a third of the learning rate.
 
 # %%
 replay = replace(harsh, name="replay", data=replace(harsh.data, replay="boolq", replay_share=0.33))
 blocks = bench.base.config.num_hidden_layers
 last_third = (2 * blocks // 3, blocks - 1)
 frozen = replace(harsh, name="frozen", adapter=replace(harsh.adapter, layers=last_third))
-slow = replace(harsh, name="slow", train=replace(harsh.train, learning_rate=harsh_rate / 5))
-small = replace(
-    harsh,
-    name="small",
-    adapter=replace(harsh.adapter, r=2, lora_alpha=4, target_modules="attention"),
-)
-tried = [recipe for recipe in (replay, frozen, slow, small) if recipe.name in cures]
+slow = replace(harsh, name="slow", train=replace(harsh.train, learning_rate=harsh_rate / 3))
+tried = [recipe for recipe in (replay, frozen, slow) if recipe.name in cures]
 grid = frontier([gentle, harsh, *tried], strengths={"harsh": strengths}, bench=bench)
 
 # %% [markdown]

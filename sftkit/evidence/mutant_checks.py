@@ -231,12 +231,20 @@ def has_ability(shown: Shown, reference: Shown, settings: EvaluateSettings) -> F
 
 
 def behaves(shown: Shown, reference: Shown, settings: EvaluateSettings) -> Found | None:
-    """Kill what is shown to fail more cases of a behaviour test than the test allows."""
+    """Kill what is shown to fail a behaviour test by more than it allows and the reference does.
+
+    A sound model may fail a test too, and is to be mended; here it is asked whether this model is
+    another one than the reference.
+    """
     tests = shown.checks.behaviour
     if not tests:
         return None
-    failed = [test.name for test in tests if test.ci95[0] > test.allowed]
-    return Found(killed=bool(failed), said=f"{len(failed)} of {len(tests)} tests fail")
+    known = {test.name: test.ci95[1] for test in reference.checks.behaviour}
+    failed = [
+        test.name for test in tests if test.ci95[0] > max(test.allowed, known.get(test.name, 0.0))
+    ]
+    said = f"{len(failed)} of {len(tests)} tests fail as they did not before"
+    return Found(killed=bool(failed), said=said)
 
 
 # --- Classifiers -----------------------------------------------------------------------------
