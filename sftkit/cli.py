@@ -6,7 +6,6 @@ environment, 3 undecided (a gate without enough evidence).
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sftkit import __version__
+from sftkit.cli_options import Format, Out, Set, print_json
+from sftkit.cli_results import register
 from sftkit.errors import SettingsError, SftkitError, StoppedError
 
 if TYPE_CHECKING:
@@ -38,17 +39,8 @@ _ALONE = {
     "main_address": None,
     "strategy": "ddp",
 }
-Format = Annotated[
-    Literal["text", "json"], typer.Option("--format", help="What to print: text or json.")
-]
-Out = Annotated[
-    Path | None,
-    typer.Option(help="Folder of the run. Default: the next free runs/NAME."),
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Change one setting: train.learning_rate=5e-4. May be repeated."),
-]
+
+register(app)
 
 
 @app.command()
@@ -183,23 +175,12 @@ def fetch(
     if listing or not names:
         entries = catalog.describe_entries()
         if output == "json":
-            _print_json(entries)
+            print_json(entries)
         else:
             typer.echo("\n\n".join(_datasheet(entry) for entry in entries))
         return
     for name in names:
         typer.echo(f"{name}: {catalog.fetch(name, progress=typer.echo)}")
-
-
-@app.command()
-def report(
-    run_folder: Annotated[Path, typer.Argument(help="A run's folder, with its run.json.")],
-) -> None:
-    """Draw report, model card and plots again from a run's record."""
-    from sftkit.records import load_run
-    from sftkit.report.html import write_report
-
-    typer.echo(write_report(load_run(run_folder), run_folder))
 
 
 @app.command()
@@ -238,42 +219,6 @@ def evaluate(
         watcher=make_watcher("silent" if output == "json" else "auto"),
     )
     _tell(record, folder, output)
-
-
-@app.command()
-def gate(
-    run_folder: Annotated[
-        Path | None, typer.Argument(help="A run's folder, with its run.json.")
-    ] = None,
-    against: Annotated[
-        Path | None, typer.Option(help="Folder of the previous run, to compare with.")
-    ] = None,
-    policy: Annotated[Path | None, typer.Option(help="Limits, in YAML (--show-policy).")] = None,
-    junit: Annotated[Path | None, typer.Option(help="JUnit XML to write, for CI.")] = None,
-    *,
-    show_policy: Annotated[
-        bool, typer.Option("--show-policy", help="Print the policy with every key explained.")
-    ] = False,
-    output: Format = "text",
-) -> None:
-    """Say whether a run may be shipped. Exit code 0 it may, 1 a rule fails, 3 undecided."""
-    from sftkit import gate as gates
-    from sftkit.gate_policy import Policy, load_policy, policy_text
-
-    limits = Policy() if policy is None else load_policy(policy)
-    if show_policy:
-        typer.echo(policy_text(limits), nl=False)
-        return
-    if run_folder is None:
-        raise SettingsError("Which run? Give its folder: sftkit gate runs/NAME.")
-    found = gates.gate_run(run_folder, limits, against=against)
-    if junit is not None:
-        gates.write_junit(found, junit)
-    if output == "json":
-        _print_json(gates.gate_dict(found))
-    else:
-        typer.echo(gates.gate_text(found))
-    raise typer.Exit(found.exit_code)
 
 
 @app.callback(invoke_without_command=True)
@@ -364,7 +309,7 @@ def _look_ahead(
     )
     if output == "json":
         launching = {"launch": launch_config.dry_launch(plan, checked)} if plan else {}
-        _print_json({**to_plain(found), **launching})
+        print_json({**to_plain(found), **launching})
     else:
         typer.echo(dry_run_text(found))
 
@@ -412,7 +357,3 @@ def _next_free(folder: Path) -> Path:
         number += 1
         free = folder.with_name(f"{folder.name}-{number}")
     return free
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")

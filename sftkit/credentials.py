@@ -1,4 +1,4 @@
-"""What tokens, keys and passwords look like; one list for the redactor of reports and for data."""
+"""What tokens, keys, passwords and mail addresses look like, for reports and for data alike."""
 
 from __future__ import annotations
 
@@ -45,3 +45,9 @@ MAY_HOLD_CREDENTIALS = re.compile(
     r"|_(?:TOKEN|KEY|SECRET|PASSWORD)|[aA][cC][cC][eE][sS][sS]|[bB][eE][aA][rR][eE][rR]"
 )
 """What stands in every text that one of the patterns finds something in: a quick first look."""
+
+EMAIL = re.compile(
+    r"(?<![\w.%+'-])[\w%+-][\w.%+'-]{0,63}@(?:[\w-]{1,63}\.){1,8}"
+    r"(?!(?i:png|jpe?g|gif|svg|webp|css|js|py)(?![^\W\d_]))[^\W\d_]{2,24}(?![\w@-])"
+)
+"""An address; icon@2x.png is none but a picture for fine screens. Lengths are bounded."""

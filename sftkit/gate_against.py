@@ -76,17 +76,9 @@ def judge_against(now: Kept, before: Kept, policy: Policy) -> dict[str, list[Gat
     Returns:
         By rule, its outcomes; a rule whose measure one of the runs lacks has none.
     """
-    pairs = _paired_knowledge(now, before)
-    same = _same_measurement(now.record, before.record, paired=pairs is not None)
+    same = same_measurement(now, before)
     found: dict[str, list[GateRule]] = {"same_measurement": [same]}
-    changes: Mapping[str, Judged | None] = {
-        "max_knowledge_drop": _knowledge_drop(now.record, before.record, pairs),
-        "max_style_drop": _style_drop(now.record, before.record),
-        "max_label_drop": _label_drop(now.record, before.record, policy),
-        "max_drift_rise": _drift_rise(now.record, before.record),
-        "max_ability_drop": _ability_drop(now.record, before.record),
-    }
-    for name, judged in changes.items():
+    for name, judged in losses_since(now, before, policy).items():
         if judged is None or not policy.asks_for(name):
             found[name] = []
         elif same.state != "pass" and policy.asks_for("same_measurement"):
@@ -97,12 +89,35 @@ def judge_against(now: Kept, before: Kept, policy: Policy) -> dict[str, list[Gat
     return found
 
 
-def _same_measurement(now: RunRecord, before: RunRecord, *, paired: bool) -> GateRule:
+def losses_since(now: Kept, before: Kept, policy: Policy) -> dict[str, Judged | None]:
+    """Measure by how much a run is worse than a previous one, by rule; None if not in both.
+
+    Args:
+        now: The run.
+        before: The previous run.
+        policy: Names the measure of labels.
+    """
+    pairs = _paired_knowledge(now, before)
+    return {
+        "max_knowledge_drop": _knowledge_drop(now.record, before.record, pairs),
+        "max_style_drop": _style_drop(now.record, before.record),
+        "max_label_drop": _label_drop(now.record, before.record, policy),
+        "max_drift_rise": _drift_rise(now.record, before.record),
+        "max_ability_drop": _ability_drop(now.record, before.record),
+    }
+
+
+def same_measurement(now: Kept, before: Kept) -> GateRule:
     """Say which fingerprints of two runs differ, and whether numbers can be compared all the same.
 
     Other training settings, seeds or versions are what a comparison is for; another base model or
     other questions are not.
     """
+    paired = _paired_knowledge(now, before) is not None
+    return _same_measurement(now.record, before.record, paired=paired)
+
+
+def _same_measurement(now: RunRecord, before: RunRecord, *, paired: bool) -> GateRule:
     ours, theirs = (_measured_by(record) for record in (now, before))
     stops = [name for name in ours if ours[name] != theirs[name]]
     if paired and "the rows" in stops:

@@ -56,7 +56,13 @@ def matrix_in_words(matrix: MutantMatrix) -> str:
     total = len(matrix.mutants)
     sound = [row for row in matrix.rows if row.origin == "sound"]
     alarms = len(matrix.false_alarms)
-    spared = f"{len(sound)} sound models pass" if not alarms else f"{alarms} false alarms"
+    spared = (
+        f"{alarms} false alarm{'s' * (alarms > 1)}"
+        if alarms
+        else "the sound model passes"
+        if len(sound) == 1
+        else f"{len(sound)} sound models pass"
+    )
     return (
         f"{matrix.model}: the suite kills {len(matrix.killed())} of {total} planted faults, "
         f"accuracy alone {len(matrix.killed_by_accuracy())}; {spared}"

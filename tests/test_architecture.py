@@ -140,8 +140,12 @@ MAY_IMPORT = {
     "metrics": NOUNS,
     "trackers": NOUNS | {"metrics", "report"},  # the redactor
     "progress": NOUNS | {"plots", "held_memory"},
-    "report": NOUNS | {"plots", "plots_labels", "plots_checks", "panels", "show"},
-    "exercises": NOUNS,
+    # Several runs side by side: the gate's measures, and one more page of the report.
+    "compare": NOUNS | {"gate_against", "gate_bounds", "gate_policy", "report"},  # the redactor
+    "plots_compare": NOUNS | {"panels", "compare"},
+    "report": NOUNS
+    | {"plots", "plots_labels", "plots_checks", "plots_compare", "panels", "show", "compare"},
+    "exercises": NOUNS | {"evidence"},  # an answer may be a behaviour test, judged as tests are
     "environment": NOUNS | {"processes"},
     # The data half of a run, so that each half can be read in one sitting.
     "prepare": NOUNS | {"dataset", "chat", "encoded", "encoding", "evidence"},
@@ -160,6 +164,8 @@ MAY_IMPORT = {
     "gate_bounds": NOUNS | {"gate_policy", "show", "report"},  # of report the redactor
     "gate_rules": NOUNS | {"gate_policy", "gate_bounds"},
     "gate_against": NOUNS | {"gate_policy", "gate_bounds", "gate_rules", "evidence"},
+    "cli_options": {"errors"},
+    "cli_results": EVERYTHING,
     "gate": NOUNS | {"gate_policy", "gate_bounds", "gate_rules", "gate_against", "show", "report"},
     # An adapter that anybody trained: what it is, and the stages of a run but training.
     "candidate": NOUNS | {"adapter_kinds", "adapter_files"},

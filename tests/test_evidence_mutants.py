@@ -489,7 +489,7 @@ def test_a_matrix_says_what_accuracy_alone_misses():
     alarm = dataclasses.replace(MATRIX.rows[1], name="sound too", origin="sound")
     assert dataclasses.replace(MATRIX, rows=(alarm,)).false_alarms == ("sound too: drift",)
     assert matrix_in_words(MATRIX) == (
-        "tiny: the suite kills 1 of 1 planted faults, accuracy alone 0; 1 sound models pass"
+        "tiny: the suite kills 1 of 1 planted faults, accuracy alone 0; the sound model passes"
     )
 
 

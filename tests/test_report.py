@@ -333,6 +333,7 @@ SECRETS = {
     "Authorization: Bearer " + "abc123def456ghi789": "Authorization: Bearer [redacted]",
     "https://user:pass" + "word@host.example/x": "https://[redacted]@host.example/x",
     "https://tok3n" + "@host.example/x": "https://[redacted]@host.example/x",
+    "ada.l+x" + "@post.example.org": "[e-mail]",
     "/home/ada/data/rows.jsonl": "~/data/rows.jsonl",
     "/Users/ada/rows.jsonl": "~/rows.jsonl",
     "C:\\Users\\ada\\rows.jsonl": "~\\rows.jsonl",
@@ -356,7 +357,7 @@ def test_a_secret_is_redacted_wherever_it_stands(secret):
         "risk-assessment-of-things and task-1 and sk-learn",
         "a chmod 777 on /root is unwise; see https://example.com/home/page",
         "5f2c0de3a1b27a9d4c51c3a8fb3d7ad4b0d5cb29a2fd5b9c41d1f9f1f0a2c9e7",
-        "max_tokens=512, mail me at ada@example.com, ratio 1:2@3",
+        "max_tokens=512, icon@2x.png, ratio 1:2@3, @ada",
     ],
 )
 def test_ordinary_words_are_left_alone(words):

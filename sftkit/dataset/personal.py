@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from sftkit.credentials import CREDENTIALS, MAY_HOLD_CREDENTIALS
+from sftkit.credentials import CREDENTIALS, EMAIL, MAY_HOLD_CREDENTIALS
 from sftkit.errors import DataError, near_names
 
 PersonalKind = Literal["secret", "email", "iban", "card", "national_id", "phone", "ip"]
@@ -120,17 +120,9 @@ def _find_secrets(text: str) -> Found:
             yield found.start() + len(before), found.end() - len(after)
 
 
-_EMAIL = re.compile(
-    r"(?<![\w.%+'-])[\w%+-][\w.%+'-]{0,63}@(?:[\w-]{1,63}\.){1,8}([^\W\d_]{2,24})(?![\w@-])"
-)
-_FILE_ENDINGS = {"png", "jpg", "jpeg", "gif", "svg", "webp", "css", "js", "py"}
-"""icon@2x.png is a picture for fine screens, not an address."""
-
-
 def _find_emails(text: str) -> Found:
-    for found in _EMAIL.finditer(text):
-        if found[1].lower() not in _FILE_ENDINGS:
-            yield found.span()
+    for found in EMAIL.finditer(text):
+        yield found.span()
 
 
 _IBAN = re.compile(

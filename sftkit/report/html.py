@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sftkit import plots, plots_checks, plots_labels
 from sftkit.panels import in_nats, in_points, interval, signed, tone
@@ -24,6 +24,7 @@ from sftkit.show import matches, show_example, visible
 
 if TYPE_CHECKING:
     from jinja2 import Template
+    from markupsafe import Markup
     from matplotlib.figure import Figure
 
     from sftkit.label_records import LabelReport
@@ -144,6 +145,7 @@ def _render(record: RunRecord, pictures: Mapping[str, Picture]) -> str:
     resamples = evaluate.get("resamples") if isinstance(evaluate, Mapping) else None
     return _template().render(
         policy=CONTENT_SECURITY_POLICY,
+        style=page_style(),
         run=record,
         pictures=pictures,
         mask=show_example(record.preflight),
@@ -197,6 +199,25 @@ def recipe_yaml(record: RunRecord) -> str:
 
 @cache
 def _template() -> Template:
+    return make_template("page.html.jinja")
+
+
+@cache
+def page_style() -> Markup:
+    """Give the style sheet of all pages; it is ours and needs no escaping."""
+    from markupsafe import Markup
+
+    source = resources.files("sftkit.report").joinpath("style.css.jinja")
+    return Markup(source.read_text(encoding="utf-8"))  # noqa: S704  (a file of the package)
+
+
+def make_template(name: str, *, filters: Mapping[str, Any] | None = None) -> Template:
+    """Read a page's template, with escaping on and undefined names refused.
+
+    Args:
+        name: A file beside this module.
+        filters: More filters than those of every page, by name.
+    """
     import jinja2
 
     environment = jinja2.Environment(
@@ -214,7 +235,8 @@ def _template() -> Template:
         "visible_line": visible,
         "measure": plots_labels.in_interval,
         "gap": plots_checks.gap_in_words,
+        **(filters or {}),
     }
     environment.globals |= {"matches": matches}
-    source = resources.files("sftkit.report").joinpath("page.html.jinja")
+    source = resources.files("sftkit.report").joinpath(name)
     return environment.from_string(source.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""One redactor for every writer: tokens, keys, credentials and home folders never reach a file."""
+"""One redactor for every writer: secrets, mail addresses and home folders never reach a file."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TypeVar, cast
 
-from sftkit.credentials import CREDENTIALS
+from sftkit.credentials import CREDENTIALS, EMAIL
 from sftkit.records import Preflight
 
 REDACTED = "[redacted]"
+HIDDEN_EMAIL = "[e-mail]"
 
 _RULES: tuple[tuple[re.Pattern[str], str], ...] = (
     *((pattern, kept.format(REDACTED)) for pattern, kept in CREDENTIALS),
+    (EMAIL, HIDDEN_EMAIL),
     # Home folders name their owner; backslashes are doubled in JSON and repr.
     (re.compile(r"(?<![\w.])/(?:home|Users)/[^/\s\"'<>:;,)\\]+"), "~"),
     (re.compile(r"(?i)\b[a-z]:(?:\\{1,2}|/)Users(?:\\{1,2}|/)[^\\/\s\"'<>:;,)]+"), "~"),
@@ -23,7 +25,7 @@ _Any = TypeVar("_Any")
 
 
 def redact(text: str) -> str:
-    """Replace secrets and home folders; everything else stays as it is.
+    """Replace secrets, mail addresses and home folders; everything else stays as it is.
 
     Redact a record before it becomes JSON, not after: a private key that was cut off reaches to
     the end of the text. Redacting twice changes nothing more.
