@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sftkit import __version__
+from sftkit import __version__, cli_results, cli_share
 from sftkit.cli_options import Format, Out, Set, print_json
-from sftkit.cli_results import register
 from sftkit.errors import SettingsError, SftkitError, StoppedError
 
 if TYPE_CHECKING:
@@ -40,7 +39,8 @@ _ALONE = {
     "strategy": "ddp",
 }
 
-register(app)
+cli_results.register(app)
+cli_share.register(app)
 
 
 @app.command()

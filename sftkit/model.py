@@ -188,7 +188,7 @@ def load_as(
     check_loading(case)
     options |= _how_held(settings, config, device=device, dtype=dtype, heads=heads)
     try:
-        with _without_loading_bar():
+        with without_loading_bar():
             loaded: Any = kind.from_pretrained(
                 lean_folder(source, dtype),
                 revision=source.revision,
@@ -328,7 +328,7 @@ def _never_repack(model: PreTrainedModel) -> None:
 
 
 @contextlib.contextmanager
-def _without_loading_bar() -> Iterator[None]:
+def without_loading_bar() -> Iterator[None]:
     """Keep transformers from drawing a bar per model; progress is shown by the run itself."""
     from transformers.utils import logging as words
 

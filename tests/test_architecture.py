@@ -140,6 +140,14 @@ MAY_IMPORT = {
     "metrics": NOUNS,
     "trackers": NOUNS | {"metrics", "report"},  # the redactor
     "progress": NOUNS | {"plots", "held_memory"},
+    # A run for others: what is written, and whether it answers like what was tested.
+    "gguf_write": NOUNS,
+    "parity": NOUNS | {"chat"},
+    "serving": NOUNS | {"chat"},
+    "export": NOUNS
+    | {"adapter_files", "model", "chat", "gguf_write", "parity", "serving", "gate_against"}
+    | {"report"},  # the card and the redactor
+    "cli_share": EVERYTHING,
     # Several runs side by side: the gate's measures, and one more page of the report.
     "compare": NOUNS | {"gate_against", "gate_bounds", "gate_policy", "report"},  # the redactor
     "plots_compare": NOUNS | {"panels", "compare"},

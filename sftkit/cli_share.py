@@ -1,0 +1,70 @@
+"""The verb that gives a finished run to others: export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sftkit.cli_options import Format, print_json
+from sftkit.errors import SettingsError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command()(export)
+
+
+def export(
+    run_folder: Annotated[Path, typer.Argument(help="A run's folder, with its run.json.")],
+    *,
+    to: Annotated[
+        Literal["adapter", "merged", "gguf", "hub"],
+        typer.Option(help="What to make: adapter, merged, gguf, or an adapter on the hub."),
+    ] = "merged",
+    out: Annotated[Path | None, typer.Option(help="Folder. Default: RUN/export-TO.")] = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="Type of merged weights.")
+    ] = "float32",
+    gguf: Annotated[
+        Literal["f16", "q8_0"], typer.Option(help="Type of the weights in a GGUF file.")
+    ] = "f16",
+    check: Annotated[
+        Literal["vllm", "llama.cpp"] | None,
+        typer.Option(help="Server whose rules the export is held against."),
+    ] = None,
+    repo: Annotated[str | None, typer.Option(help="owner/name on the hub, with --to hub.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --to hub: only say what would be sent.")
+    ] = False,
+    output: Format = "text",
+) -> None:
+    """Write a run as something to serve; exit code 1 if it does not answer like what was tested."""
+    from sftkit.export import export_run, push_to_hub
+    from sftkit.settings import to_plain
+
+    if to == "hub" and repo is None:
+        raise SettingsError("Which repository? Give it: --repo owner/name.")
+    found = export_run(
+        run_folder,
+        out or run_folder / f"export-{to}",
+        to="adapter" if to == "hub" else to,
+        precision=precision,
+        gguf=gguf,
+        check=check,
+    )
+    sent: list[str] = []
+    if to == "hub" and repo is not None and found.is_good:
+        sent = push_to_hub(found.folder, repo, dry_run=dry_run)
+    if output == "json":
+        print_json(to_plain(found) | {"is_good": found.is_good, "sent": sent})
+    else:
+        typer.echo(f"{found.folder}: {sum(size for _, size in found.files) / 1e6:,.1f} MB")
+        typer.echo(found.parity.sentence)
+        for finding in found.serving:
+            typer.echo(f"{check}: {finding}")
+        if sent:
+            typer.echo(f"{'Would send' if dry_run else 'Sent'} to {repo}:")
+            typer.echo("\n".join(f"  {line}" for line in sent))
+    raise typer.Exit(0 if found.is_good else 1)
