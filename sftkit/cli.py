@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sftkit import __version__, cli_results, cli_share
+from sftkit import __version__, cli_doctor, cli_results, cli_share
 from sftkit.cli_options import Format, Out, Set, print_json
 from sftkit.errors import SettingsError, SftkitError, StoppedError
 
@@ -41,6 +41,7 @@ _ALONE = {
 
 cli_results.register(app)
 cli_share.register(app)
+cli_doctor.register(app)
 
 
 @app.command()

@@ -37,7 +37,7 @@ def describe_environment(
 ) -> Environment:
     """Write down where a run happens and which base it starts from."""
     return Environment(
-        versions=_versions(),
+        versions=versions(),
         device=describe_device(base.device),
         dtype=choice.name,
         quantization=recipe.model.quantization,
@@ -93,7 +93,8 @@ def describe_device(device: torch.device) -> str:
     return f"CPU, {_threads()} threads, {platform.machine()} {capability}"
 
 
-def _versions() -> Mapping[str, str]:
+def versions() -> Mapping[str, str]:
+    """Give the versions of Python and of the packages that a run depends on most."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

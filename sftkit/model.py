@@ -107,6 +107,25 @@ def pick_dtype(settings: ModelSettings) -> DtypeChoice:
     return DtypeChoice(dtype=torch.float32, reason=f"auto ({timings})", gflops=full)
 
 
+def try_quantized_layers(device: torch.device, dtype: torch.dtype) -> None:
+    """Compute one small layer in 8 and one in 4 bits.
+
+    Raises:
+        Exception: Whatever the library raises where it has no code for the device.
+    """
+    import bitsandbytes as bnb
+
+    layers = (
+        bnb.nn.Linear8bitLt(64, 64, has_fp16_weights=False),
+        bnb.nn.Linear4bit(64, 64, quant_type="nf4", compute_dtype=dtype),
+    )
+    for layer in layers:
+        with torch.inference_mode():
+            out = layer.to(device)(torch.ones(2, 64, device=device, dtype=dtype))
+        if not bool(torch.isfinite(out.float()).all()):
+            raise ModelError(f"{type(layer).__name__} gave no numbers on {device.type}.")
+
+
 def load_tokenizer(
     settings: ModelSettings, *, source: ModelSource | None = None
 ) -> PreTrainedTokenizerBase:

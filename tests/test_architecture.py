@@ -140,6 +140,12 @@ MAY_IMPORT = {
     "metrics": NOUNS,
     "trackers": NOUNS | {"metrics", "report"},  # the redactor
     "progress": NOUNS | {"plots", "held_memory"},
+    # The machine: what it has, and whether training works on it.
+    "doctor": NOUNS | {"model"},
+    "selftest": NOUNS
+    | {"adapter", "adapter_files", "chat", "dataset", "environment", "forward", "model"}
+    | {"objectives", "progress", "report", "train"},  # of report the redactor
+    "cli_doctor": EVERYTHING,
     # A run for others: what is written, and whether it answers like what was tested.
     "gguf_write": NOUNS,
     "parity": NOUNS | {"chat"},
