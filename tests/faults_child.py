@@ -56,6 +56,7 @@ def train_tiny(
     resume: bool = False,
     pause_at: int | None = None,
     width: int = 32,
+    layers: int = 2,
     repeat: int = 1,
     chance: bool = True,
     spare_bytes: int | None = None,
@@ -70,11 +71,12 @@ def train_tiny(
         resume: Whether to go on from them.
         pause_at: The step after which to wait for a line.
         width: Of the model.
+        layers: Of the model.
         repeat: How often the answers are repeated, up to 150 tokens.
         chance: Whether there is dropout.
         spare_bytes: Memory it may take beside what it has when training begins.
     """
-    base = make_model(vocab_size=len(TOKENIZER), width=width)
+    base = make_model(vocab_size=len(TOKENIZER), width=width, layers=layers)
     for module in base.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.1 * chance
