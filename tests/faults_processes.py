@@ -48,13 +48,15 @@ class Interpreter:
     def hear(self, *names: str) -> dict[str, Any]:
         """Wait for a line that has any of the names; notes on the way are kept."""
         assert self._process.stdout is not None
+        before = []
         for line in self._process.stdout:
             told = json.loads(line)
+            before.append(str(told)[:500])
             if "note" in told:
                 self.notes.append(told["note"])
             if any(name in told for name in names):
                 return dict(told)
-            assert "ended" not in told, f"ended before {names}: {told}\n{self.errors.read_text()}"
+            assert "ended" not in told, f"{names} did not come: {before}\n{self.errors.read_text()}"
         raise AssertionError(f"the interpreter is gone: {self.errors.read_text()}")
 
     def hear_step(self, step: int) -> float:

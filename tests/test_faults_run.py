@@ -785,8 +785,9 @@ def needs(pythons: Interpreters, tmp_path_factory: pytest.TempPathFactory) -> di
 
 
 def spare(needs: dict[Any, Any], least: int, less: int) -> int:
-    """Give a limit in the middle of two needs."""
-    return int(needs[least]["spared_bytes"] + needs[less]["spared_bytes"]) // 2
+    """Give a limit between two needs, nearer the smaller: not every step needs the peak."""
+    most, little = needs[least]["spared_bytes"], needs[less]["spared_bytes"]
+    return int(little + (most - little) * 0.3)
 
 
 HALVED = "memory ran out in step 1: {} micro-batches from here on"
