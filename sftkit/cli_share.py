@@ -1,4 +1,4 @@
-"""The verb that gives a finished run to others: export."""
+"""The verbs that use a finished run: export and chat."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from sftkit.errors import SettingsError
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verb to the command line."""
+    """Add the verbs to the command line."""
     app.command()(export)
+    app.command()(chat)
 
 
 def export(
@@ -68,3 +69,21 @@ def export(
             typer.echo(f"{'Would send' if dry_run else 'Sent'} to {repo}:")
             typer.echo("\n".join(f"  {line}" for line in sent))
     raise typer.Exit(0 if found.is_good else 1)
+
+
+def chat(
+    run_folder: Annotated[Path, typer.Argument(help="A run's folder, with its run.json.")],
+    *,
+    strength: Annotated[
+        float, typer.Option(help="Of the adapter: 1 is as trained, 0 is the base.")
+    ] = 1.0,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Longest answer, in tokens.", min=1)
+    ] = None,
+) -> None:
+    """Ask the base and the tuned model the same; the answers grow side by side."""
+    from sftkit.talk import MAX_NEW_TOKENS, open_talk
+    from sftkit.talk_terminal import converse
+
+    longest = max_new_tokens or MAX_NEW_TOKENS
+    converse(open_talk(run_folder, strength=strength, max_new_tokens=longest))
