@@ -154,6 +154,8 @@ MAY_IMPORT = {
     | {"adapter_files", "model", "chat", "gguf_write", "parity", "serving", "gate_against"}
     | {"report"},  # the card and the redactor
     "cli_share": EVERYTHING,
+    "talk": NOUNS | {"adapter", "adapter_files", "chat", "forward", "model", "show"},
+    "talk_terminal": NOUNS | {"show", "talk"},
     # Several runs side by side: the gate's measures, and one more page of the report.
     "compare": NOUNS | {"gate_against", "gate_bounds", "gate_policy", "report"},  # the redactor
     "plots_compare": NOUNS | {"panels", "compare"},
