@@ -15,10 +15,10 @@ from sftkit.show import NEWLINE, visible
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sftkit.talk import Piece, Talk
+    from sftkit.talk import Name, Piece, Talk
 
 HELP = "Type a question. /new begins a new conversation, /quit ends (or Ctrl+D)."
-_HEADINGS = {"base": "Base", "tuned": "Tuned"}
+_HEADINGS: dict[Name, str] = {"base": "Base", "tuned": "Tuned"}
 
 
 def converse(talk: Talk) -> None:
@@ -61,23 +61,23 @@ def _read() -> str | None:
 
 
 def _plain(talk: Talk, question: str) -> None:
-    for piece in talk.ask(question):
-        if piece.is_done:
-            sys.stdout.write(f"{_HEADINGS[piece.speaker]}: {_shown(piece)}\n")
-            sys.stdout.flush()
+    said = {piece.speaker: piece for piece in talk.ask(question)}
+    for name, heading in _HEADINGS.items():
+        sys.stdout.write(f"{heading}: {_shown(said[name])}\n")
+    sys.stdout.flush()
 
 
 def _live(talk: Talk, question: str) -> None:
     from rich.live import Live
 
-    said: dict[str, Piece] = {}
+    said: dict[Name, Piece] = {}
     with Live(_columns(said), refresh_per_second=12, vertical_overflow="visible") as live:
         for piece in talk.ask(question):
             said[piece.speaker] = piece
             live.update(_columns(said))
 
 
-def _columns(said: dict[str, Piece]) -> Table:
+def _columns(said: dict[Name, Piece]) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
