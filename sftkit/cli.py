@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sftkit import __version__, cli_doctor, cli_results, cli_share
-from sftkit.cli_options import Format, Out, Set, print_json
+from sftkit import __version__, cli_doctor, cli_new, cli_results, cli_share
+from sftkit.cli_options import Format, Out, Set, print_json, read_pairs
 from sftkit.errors import SettingsError, SftkitError, StoppedError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ _ALONE = {
 cli_results.register(app)
 cli_share.register(app)
 cli_doctor.register(app)
+cli_new.register(app)
 
 
 @app.command()
@@ -149,7 +150,7 @@ def audit(
         file,
         task=task,
         format=as_format,
-        columns=_pairs(column or [], "--column"),
+        columns=read_pairs(column or [], "--column"),
         encoding=encoding,
         tokenizer=_tokenizer(model, max_tokens),
         max_tokens=max_tokens,
@@ -334,14 +335,6 @@ def _tokenizer(model: str | None, max_tokens: int | None) -> Any:
     from sftkit.settings import ModelSettings
 
     return load_tokenizer(ModelSettings(name=model))
-
-
-def _pairs(given: list[str], option: str) -> dict[str, str]:
-    """Read NAME=VALUE options."""
-    for one in given:
-        if not all(one.partition("=")):
-            raise SettingsError(f"{option} {one!r}: write it as NAME=VALUE, e.g. question=Frage.")
-    return {name: value for name, _, value in (one.partition("=") for one in given)}
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from sftkit.errors import SettingsError
+
 Format = Annotated[
     Literal["text", "json"], typer.Option("--format", help="What to print: text or json.")
 ]
@@ -25,3 +27,11 @@ Set = Annotated[
 def print_json(value: Any) -> None:
     """Print a plain value as JSON, readable by eye."""
     sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+def read_pairs(given: list[str], option: str) -> dict[str, str]:
+    """Read NAME=VALUE options."""
+    for one in given:
+        if not all(one.partition("=")):
+            raise SettingsError(f"{option} {one!r}: write it as NAME=VALUE, e.g. question=Frage.")
+    return {name: value for name, _, value in (one.partition("=") for one in given)}

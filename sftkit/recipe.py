@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import os
 import re
 import reprlib
 import types
@@ -59,7 +60,8 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file and apply `section.field=value` overrides.
 
     Args:
-        path: A YAML file.
+        path: A YAML file. Paths in it that begin with ./ or ../ are taken from its own folder,
+            all others from where one stands.
         overrides: Strings such as "train.learning_rate=5e-4"; values are read as YAML.
 
     Returns:
@@ -76,9 +78,28 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
     raw = parse_yaml(text, where=str(path))
     if not isinstance(raw, dict):
         raise SettingsError(f"{path} must hold a mapping (name:, data:, ...), got {_kind(raw)}.")
+    _find_beside(raw, path)
     for override in overrides:
         apply_override(raw, override)
     return recipe_from_dict(raw)
+
+
+_PATHS = (
+    ("data", "source"), ("data", "replay"), ("model", "name"),
+    ("evaluate", "behaviour"), ("evaluate", "drift_source"),
+)  # fmt: skip
+
+
+def _find_beside(raw: dict[Any, Any], path: Path) -> None:
+    """Take paths that begin with ./ or ../ from the recipe's own folder, wherever one stands."""
+    for section, key in _PATHS:
+        part = raw.get(section)
+        value = part.get(key) if isinstance(part, dict) else None
+        if isinstance(value, str) and value.startswith(("./", "../")):
+            found = Path(os.path.abspath(path.parent / value))  # noqa: PTH100  (links stay)
+            # Within reach of where one stands it stays short, and a record names no home folder.
+            is_below = found.is_relative_to(Path.cwd())
+            raw[section][key] = found.relative_to(Path.cwd()).as_posix() if is_below else str(found)
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:

@@ -154,6 +154,12 @@ MAY_IMPORT = {
     | {"adapter_files", "model", "chat", "gguf_write", "parity", "serving", "gate_against"}
     | {"report"},  # the card and the redactor
     "cli_share": EVERYTHING,
+    # A task of one's own: what a file can teach, and the folder to start from.
+    "scaffold_settings": NOUNS
+    | {"held_memory", "memory", "memory_formulas", "memory_ladder", "model"},
+    "scaffold_guess": NOUNS | {"dataset", "prepare", "scaffold_settings"},
+    "scaffold": NOUNS | {"chat", "evidence", "report", "scaffold_guess", "show"},  # the redactor
+    "cli_new": EVERYTHING,
     "talk": NOUNS | {"adapter", "adapter_files", "chat", "forward", "model", "show"},
     "talk_terminal": NOUNS | {"show", "talk"},
     # Several runs side by side: the gate's measures, and one more page of the report.

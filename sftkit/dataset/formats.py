@@ -6,6 +6,7 @@ or from what the user says. Values are passed on unjudged: that is the audit's p
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import decimal
 import hashlib
@@ -52,6 +53,8 @@ class Converted:
         task: What can be learned from them.
         log: What is wrong with the source; filled while rows are drawn.
         seen_as: The format in words; empty when none was found (the log says why).
+        format: A name of `FORMATS`; empty when none was found.
+        columns: Column of each role.
         rows: Rows with id, group, place, the task's columns as they were given, and every other
             column of plain values as text.
     """
@@ -61,6 +64,8 @@ class Converted:
     log: FaultLog
     seen_as: str
     rows: Iterator[Row]
+    format: str = ""
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def convert_table(
@@ -113,6 +118,8 @@ def convert_table(
         log=table.log,
         seen_as=plan.seen_as,
         rows=_convert_rows(everything, plan, table),
+        format=plan.format,
+        columns=plan.columns,
     )
 
 
