@@ -69,7 +69,7 @@ class Guess:
     notes: tuple[str, ...]
 
 
-def guessmake_recipe(
+def guess_recipe(
     name: str,
     data: str | Path,
     *,

@@ -1,4 +1,4 @@
-"""What learns a stranger's rows, and how: a model that fits the machine, settings for a first run."""
+"""What learns a stranger's rows: a model that fits the machine, settings for a first run."""
 
 from __future__ import annotations
 
