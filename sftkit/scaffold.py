@@ -15,6 +15,7 @@ from typing import Any
 
 from sftkit.chat import split_question
 from sftkit.errors import SettingsError
+from sftkit.evidence.behaviour_cases import Question, plan_behaviour
 from sftkit.evidence.behaviour_file import parse_behaviour
 from sftkit.recipe import load_recipe
 from sftkit.report.redact import redact
@@ -206,9 +207,9 @@ def behaviour_text(guess: Guess) -> str:
             }
         )
     same = {"within": 0.5} if task == "regress" else {"same": True}
-    tests += [
+    invariances = [
         {
-            "name": f"{words} change nothing",
+            "name": name,
             "capability": "robustness",
             "kind": "invariance",
             "rows": "test",
@@ -217,8 +218,10 @@ def behaviour_text(guess: Guess) -> str:
             "allowed": 0.2,
             "at_most": 24,
         }
-        for words, change in (("Typos", "typos"), ("Capitals", "case"), ("Commas", "punctuation"))
+        for name, change in _CHANGES.items()
     ]
+    # Japanese has no capitals, and some texts no comma: such a test would have no case.
+    tests += [test for test in invariances if _has_cases(test, task, guess.test_texts)]
     body = yaml.safe_dump(
         {
             "about": "A starter. The first test asks what was trained; add questions in your own "
@@ -230,7 +233,7 @@ def behaviour_text(guess: Guess) -> str:
         allow_unicode=True,
         width=110,
     )
-    text = redact(str(body))
+    text = str(body)
     parse_behaviour(text, where=BEHAVIOUR)
     head = (
         "# Behaviour tests: minimum (it can do this at all), invariance (this must not matter),\n"
@@ -240,6 +243,23 @@ def behaviour_text(guess: Guess) -> str:
     return head + text
 
 
+_CHANGES = {
+    "Typos change nothing": "typos",
+    "Capitals change nothing": "case",
+    "Commas and full stops change nothing": "punctuation",
+    "A sentence beside the point changes nothing": "irrelevant",
+}
+
+
+def _has_cases(test: Mapping[str, Any], task: str, texts: Iterable[str]) -> bool:
+    given = parse_behaviour(json.dumps({"task": task, "tests": [test]}), where=BEHAVIOUR)
+    try:
+        plan_behaviour(given, rows=[Question(text=text) for text in texts if text])
+    except SettingsError:
+        return False
+    return True
+
+
 def _chat_cases(guess: Guess) -> list[dict[str, str]]:
     """Take short questions with short answers; a long answer is hardly ever met word for word."""
     found = []
@@ -247,13 +267,13 @@ def _chat_cases(guess: Guess) -> list[dict[str, str]]:
         before, answer = split_question(row["messages"])
         question = before[-1]["content"] if before else ""
         if len(before) == 1 and len(answer) <= 80 and len(question) <= _LONGEST_CASE:
-            found.append({"text": question, "answer": answer.strip().rstrip(".")})
+            found.append({"text": redact(question), "answer": redact(answer.strip().rstrip("."))})
     return [case for case in found if all(case.values())][:_CASES]
 
 
 def _label_cases(guess: Guess) -> list[dict[str, str]]:
     found = [
-        {"text": row["text"], "label": str(row["label"])}
+        {"text": redact(row["text"]), "label": str(row["label"])}
         for row in guess.examples
         if row["text"] and len(row["text"]) <= _LONGEST_CASE
     ]

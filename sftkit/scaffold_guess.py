@@ -57,6 +57,7 @@ class Guess:
         audit: What is in the file, and what is wrong with it.
         splits: Rows per split.
         examples: The first training rows, in canonical form.
+        test_texts: Texts of the first test rows; of conversations the last question.
         reasons: What was guessed, and why, in order: (what, guess and reason).
         notes: What the user should know before the first run.
     """
@@ -65,6 +66,7 @@ class Guess:
     audit: Audit
     splits: Mapping[str, int]
     examples: tuple[Mapping[str, Any], ...]
+    test_texts: tuple[str, ...]
     reasons: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
 
@@ -100,7 +102,7 @@ def guess_recipe(
     if encoding is None and (found := _other_encoding(audit)):
         encoding = found
         audit = audit_file(source, **given, encoding=encoding)
-        notes.append(f"The file is not UTF-8; it was read as {encoding}. Look at its accents.")
+        notes.append(f"The file is not UTF-8; it was read as {encoding}. Check its accents.")
     plan = open_source(source, **given, encoding=encoding)
     if not plan.format:
         raise_on_errors(audit.findings, source=source)
@@ -120,7 +122,7 @@ def guess_recipe(
         columns=dict(plan.columns) or None,
         encoding=encoding,
         faulty_rows="drop" if _faulty_rows(audit) else "refuse",
-        test_fraction=0.2 if kept < 200 else 0.15,
+        test_fraction=0.3 if kept < 100 else 0.2 if kept < 200 else 0.15,
     )
     if settings.faulty_rows == "drop":
         notes.append(
@@ -155,9 +157,18 @@ def guess_recipe(
         audit=audit,
         splits=counts,
         examples=examples,
+        test_texts=tuple(_asked(row) for row in itertools.islice(divided.test, 100)),
         reasons=tuple(reasons),
         notes=tuple(notes),
     )
+
+
+def _asked(row: Mapping[str, Any]) -> str:
+    """Take the text a model is given."""
+    if "messages" in row:
+        asked = [turn["content"] for turn in row["messages"] if turn["role"] == "user"]
+        return str(asked[-1]) if asked else ""
+    return str(row.get("text") or "")
 
 
 # ---- reading the file ----
@@ -165,9 +176,10 @@ def guess_recipe(
 
 def _other_encoding(audit: Audit) -> str | None:
     """Take the encoding that the audit's finding names."""
+    pattern = re.compile(r"encoding='([\w-]+)'|begins with a (UTF-\d+) byte-order mark")
     for finding in audit.findings:
-        if finding.code == "D02" and (named := re.search(r"encoding='([\w-]+)'", str(finding))):
-            return named[1]
+        if finding.code in ("D01", "D02") and (named := pattern.search(str(finding))):
+            return (named[1] or named[2]).lower()
     return None
 
 
@@ -279,7 +291,8 @@ def _remarks(
         )
     warnings = [f for f in audit.findings if f.severity == "warning"]
     if warnings:
-        yield f"The audit warns of {len(warnings)} kinds of fault: {_listed(warnings)}."
+        kinds = "1 kind" if len(warnings) == 1 else f"{len(warnings)} kinds"
+        yield f"The audit warns of {kinds} of fault: {_listed(warnings)}."
 
 
 def _listed(findings: list[Finding]) -> str:
