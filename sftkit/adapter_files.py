@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import hashlib
 import json
 import tempfile
 import warnings
@@ -25,6 +26,14 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 TRAINED = "trained_weights.safetensors"
 """What freeze and full save; they are no adapters of peft."""
+
+
+def hash_weights(folder: str | Path) -> str:
+    """Give the SHA-256 of a saved adapter's weights; its other files name versions and times."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return f"sha256:{digest.hexdigest()}"
 
 
 def save_adapter(model: Any, folder: str | Path, *, base_fingerprint: str = "") -> Path:

@@ -279,6 +279,18 @@ def _run(
         typer.echo("This machine's part is done; the record is on the first machine.", err=True)
         return
     _tell(record, folder, output)
+    if output == "text" and folder.resolve() != Path(recipe).resolve().parent:
+        _compare_with_origin(record, Path(recipe))
+
+
+def _compare_with_origin(record: RunRecord, recipe: Path) -> None:
+    """Say whether a run that follows a finished run's recipe made the same adapter."""
+    from sftkit.compare import reproduction
+    from sftkit.records import load_run
+
+    origin = recipe.parent
+    if recipe.is_file() and (origin / "run.json").is_file() and record.training.steps:
+        typer.echo(f"{origin}: {reproduction(record, load_run(origin))}")
 
 
 def _tell(record: RunRecord, folder: Path, output: str) -> None:

@@ -27,6 +27,7 @@ MOST_RUNS = 8
 NOT_SET = "(not there)"
 """What a run says of a setting that it does not know."""
 # Timings stand in the reason, so that it is never the same twice; what was chosen is `dtype`.
+_SHOWN = 40
 _LEFT_OUT = {"dtype_reason"}
 _STEPS = {
     "max_knowledge_drop": ("knowledge", "gain"),
@@ -152,7 +153,7 @@ def find_differences(records: Sequence[RunRecord]) -> tuple[Difference, ...]:
     parts: dict[Any, list[dict[str, str]]] = {
         "recipe": [_flat(record.recipe) for record in records],
         "data": [_flat(vars(record.data)) for record in records],
-        "environment": [_flat(vars(record.environment)) for record in records],
+        "environment": [_flat(vars(record.environment)) | _prints(record) for record in records],
     }
     return tuple(
         Difference(part=part, place=place, values=values)
@@ -176,6 +177,45 @@ def comparison_dict(comparison: Comparison) -> dict[str, Any]:
         for letter, run in runs
     }
     return dict(plain)
+
+
+def _prints(record: RunRecord) -> dict[str, str]:
+    """Give the hashes of what went in; the rows' and the base's stand elsewhere too."""
+    known = ("the tokenizer", "the chat template")
+    return {
+        name: record.training.fingerprints[name]
+        for name in known
+        if name in record.training.fingerprints
+    }
+
+
+def reproduction(now: RunRecord, before: RunRecord) -> str:
+    """Say whether a run made the same adapter as an earlier one, and if not, what differs.
+
+    Args:
+        now: The run.
+        before: The one whose recipe it followed.
+    """
+    made, wanted = (run.training.fingerprints.get("the adapter") for run in (now, before))
+    if made is None or wanted is None:
+        return "Whether the adapter is the same cannot be said: no hash of it was recorded."
+    if made == wanted:
+        return "Reproduced: the adapter is the same as before, bit for bit."
+    differ = [
+        f"{one.place} ({_short(one.values[1])}, before {_short(one.values[0])})"
+        for one in find_differences([before, now])
+        if not one.place.startswith("evaluate.") and one.place != "name"
+    ]
+    if not differ:
+        return (
+            "Not the same bits as before, though recipe, data, base and versions are alike. "
+            "Another processor or number of threads adds in another order."
+        )
+    return f"Not the same bits as before. These differ: {'; '.join(differ)}."
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _flat(value: Any, place: str = "") -> dict[str, str]:

@@ -30,6 +30,8 @@ PACKAGES = (
     "datasets",
     "numpy",
 )
+FINGERPRINTS = ("the rows", "the base model", "the tokenizer", "the chat template")
+"""Hashes that a record keeps of what a run was made from."""
 
 
 def describe_environment(

@@ -293,6 +293,8 @@ class TrainRecord:
         trainable_parameters: Parameters that were trained.
         total_parameters: All parameters, the adapter's included.
         events: What happened on the way, in words: memory ran out, the loss jumped, a resume.
+        fingerprints: SHA-256 of what went in and came out: the rows, the base model, the tokenizer,
+            the chat template, the adapter (its weights as saved).
     """
 
     steps: tuple[Step, ...]
@@ -304,6 +306,7 @@ class TrainRecord:
     trainable_parameters: int
     total_parameters: int
     events: tuple[str, ...] = ()
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

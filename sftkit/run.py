@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftkit import catalog
-from sftkit.environment import describe_environment, run_fingerprints
+from sftkit.environment import FINGERPRINTS, describe_environment, run_fingerprints
 from sftkit.errors import SettingsError
 from sftkit.evidence.behaviour_file import read_for_task
 from sftkit.evidence.exam import make_exam, score_base
@@ -301,6 +301,9 @@ def train_adapter(
     if is_main():
         adapter.weaken_adapter(tuned, recipe.adapter.strength)
         adapter_files.save_adapter(tuned, folder / "adapter", base_fingerprint=base_fingerprint)
+        kept = {name: print for name, print in fingerprints.items() if name in FINGERPRINTS}
+        kept["the adapter"] = adapter_files.hash_weights(folder / "adapter")
+        training = dataclasses.replace(training, fingerprints=kept)
     return training
 
 
