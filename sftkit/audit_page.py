@@ -104,7 +104,8 @@ def audit_fragment(audit: Audit, *, level: int = 2) -> str:
         cells = "".join(f'<th scope="col">{head}</th>' for head in heads)
         rows = "\n".join(_row(finding) for finding in by_severity(audit.findings))
         lines.append(
-            f'<div class="scroll"><table><thead><tr>{cells}</tr></thead>\n<tbody>{rows}</tbody>'
+            '<div class="scroll" tabindex="0" role="group" aria-label="Findings">'
+            f"<table><thead><tr>{cells}</tr></thead>\n<tbody>{rows}</tbody>"
             "</table></div>"
         )
     return "\n".join([*lines, "</div>"])

@@ -33,7 +33,7 @@ ALLOWED = {
 }  # fmt: skip
 ATTRIBUTES = {
     "lang", "charset", "http-equiv", "content", "name", "class", "scope", "viewbox", "role",
-    "aria-label", "x", "y", "x1", "x2", "y1", "y2", "width", "height", "fill", "stroke",
+    "aria-label", "tabindex", "x", "y", "x1", "x2", "y1", "y2", "width", "height", "fill", "stroke",
     "stroke-width", "stroke-dasharray", "opacity", "text-anchor",
 }  # fmt: skip
 
@@ -188,7 +188,7 @@ def test_the_figures_say_their_numbers_in_words():
     page = audit_rows(rows).facts
     assert (page.exact_repeats, page.near_repeats, dict(page.labels)) == (1, 0, {"a": 4, "b": 3})
     html = audit_fragment(audit_rows(rows))
-    labels = re.findall(r'aria-label="([^"]+)"', html)
+    labels = re.findall(r'role="img" aria-label="([^"]+)"', html)
     assert labels == [
         "Longest row 5 words, median 5. Histogram of row lengths in words; median 5, longest 5.",
         "2 classes, the largest 1.3 times the smallest. Rows per class: a: 4, b: 3.",

@@ -181,8 +181,10 @@ def _convert_rows(rows: Iterable[tuple[str, Row]], plan: Plan, table: RawTable) 
                 continue
             text = value if value is None or type(value) is str else to_text(value)
             if text is not None or value is None or is_nan(value):
-                # A column that is not used must not take the place of a canonical one.
-                row[f"{key}_given" if key in canonical else key] = text
+                # A column that is not used must not take the place of a canonical one; and Arrow
+                # cuts a name at a zero byte.
+                name = f"{key}_given" if key in canonical else key
+                row[name.replace("\0", "\N{SYMBOL FOR NULL}")] = text
         yield row
 
 
