@@ -166,14 +166,44 @@ def audit(
 @app.command()
 def fetch(
     names: Annotated[list[str] | None, typer.Argument(help="Catalog names to fetch.")] = None,
+    *,
     listing: Annotated[
         bool, typer.Option("--list", help="Show every name with its licence and notice.")
     ] = False,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            help="Gather packages, models, data and notebooks for a room without internet."
+        ),
+    ] = None,
+    platform: Annotated[
+        list[str] | None,
+        typer.Option(help="With --bundle: for which machines, such as win_amd64. May be repeated."),
+    ] = None,
+    verify: Annotated[
+        Path | None,
+        typer.Option(help="Say what of a bundle was lost or changed; exit code 1 if any."),
+    ] = None,
     output: Format = "text",
 ) -> None:
     """Bring models and data into the cache, so that later runs need no network."""
     from sftkit import catalog
 
+    if platform and bundle is None:
+        raise SettingsError("--platform is about a bundle: add --bundle FOLDER.")
+    if bundle is not None:
+        from sftkit.bundle import make_bundle
+
+        made = make_bundle(bundle, names or [], platforms=platform or [], note=typer.echo)
+        typer.echo(f"{made.folder}: {made.files:,} files, {made.bytes / 1e9:.2f} GB, with")
+        typer.echo(f"  {', '.join(made.names)}. How to use it: {made.folder / 'README.txt'}")
+        return
+    if verify is not None:
+        from sftkit.bundle import verify_bundle
+
+        faults = verify_bundle(verify)
+        typer.echo("\n".join(faults) if faults else f"{verify}: every file is whole.")
+        raise typer.Exit(1 if faults else 0)
     if listing or not names:
         entries = catalog.describe_entries()
         if output == "json":

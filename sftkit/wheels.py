@@ -105,7 +105,7 @@ def download_wheel(wheel: Wheel, folder: Path, *, remedy: str) -> Path:
         )
     found = sorted(folder.glob("*.whl"))
     if done.returncode != 0 or len(found) != 1:
-        raise FetchError(f"Wanted {wheel.pinned}; pip said: {_pip_words(done.stderr)}. {remedy}")
+        raise FetchError(f"Wanted {wheel.pinned}; pip said: {pip_words(done.stderr)}. {remedy}")
     seen = hash_file(found[0])
     if seen != wheel.sha256:
         size = found[0].stat().st_size
@@ -224,7 +224,7 @@ def _move_in(fresh: Path, target: Path, is_whole: Callable[[Path], bool]) -> Non
     raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
 
-def _pip_words(text: str) -> str:
+def pip_words(text: str) -> str:
     """Keep pip's own last words, without addresses."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR")] or lines[-2:] or ["nothing"]

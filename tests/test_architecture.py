@@ -154,6 +154,8 @@ MAY_IMPORT = {
     | {"adapter_files", "model", "chat", "gguf_write", "parity", "serving", "gate_against"}
     | {"report"},  # the card and the redactor
     "cli_share": EVERYTHING,
+    # A folder for a room without internet.
+    "bundle": NOUNS,
     # A task of one's own: what a file can teach, and the folder to start from.
     "scaffold_settings": NOUNS
     | {"held_memory", "memory", "memory_formulas", "memory_ladder", "model"},
