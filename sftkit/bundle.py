@@ -154,7 +154,8 @@ def verify_bundle(folder: str | Path) -> tuple[str, ...]:
             faults.append(f"{name}: has {size:,} bytes instead of {about['bytes']:,}")
         elif hash_file(path) != about["sha256"]:
             faults.append(f"{name}: has another content")
-    present = {path.relative_to(folder).as_posix() for path in _listed(folder)}
+    # Caches and notebooks grow in use; a package that nobody gathered would be installed.
+    present = {path.relative_to(folder).as_posix() for path in _listed(folder, [WHEELS])}
     faults += [f"{name}: was not in the bundle" for name in sorted(present - set(listed))]
     return tuple(faults)
 
@@ -180,13 +181,15 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return dict(files)
 
 
-def _listed(folder: Path) -> list[Path]:
-    """List all files of a bundle but its manifest and what the system left in it."""
-    found = (path for path in sorted(folder.rglob("*")) if path.is_symlink() or path.is_file())
+def _listed(folder: Path, parts: Iterable[str] = (WHEELS, CACHE, NOTEBOOKS)) -> list[Path]:
+    """List the files of a bundle; an environment or runs that were made beside them are none."""
+    found = [path for part in parts for path in sorted((folder / part).rglob("*"))]
+    found += [folder / name for name in (README, CONSTRAINTS)]
     return [
         path
         for path in found
-        if path.name not in (".DS_Store", "Thumbs.db", "desktop.ini") and path != folder / MANIFEST
+        if (path.is_symlink() or path.is_file())
+        and path.name not in (".DS_Store", "Thumbs.db", "desktop.ini")
     ]
 
 

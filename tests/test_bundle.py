@@ -70,6 +70,13 @@ def test_it_holds_packages_data_notebooks_and_how_to_use_them(made, cached):
     assert verify_bundle(made) == ()
 
 
+def test_what_is_made_beside_the_parts_is_no_fault(made):
+    for name in (".venv/lib/x.py", "runs/demo/run.json", "cache/scores/base.json"):
+        (made / name).parent.mkdir(parents=True, exist_ok=True)
+        (made / name).write_text("x", encoding="utf-8")
+    assert verify_bundle(made) == ()
+
+
 def test_made_again_it_keeps_what_is_whole(made, pip, cached, tmp_path):
     kept = made / "cache" / "models" / "medqa" / "rows.json"
     before = kept.stat().st_mtime_ns
