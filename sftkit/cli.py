@@ -199,7 +199,7 @@ def fetch(
         typer.echo(f"  {', '.join(made.names)}. How to use it: {made.folder / 'README.txt'}")
         return
     if verify is not None:
-        from sftkit.bundle import verify_bundle
+        from sftkit.bundle_check import verify_bundle
 
         faults = verify_bundle(verify)
         typer.echo("\n".join(faults) if faults else f"{verify}: every file is whole.")
