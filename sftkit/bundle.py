@@ -121,7 +121,7 @@ def make_bundle(
         }
         about = {
             "bundle": f"{DISTRIBUTION} {__version__}",
-            "python": _python(),
+            "python": platform.python_version(),
             "platforms": list(platforms) or [_this_platform()],
             "names": list(wanted),
             "versions": versions,
@@ -193,10 +193,6 @@ def _this_platform() -> str:
     return f"{sys.platform}-{platform.machine()}".lower()
 
 
-def _python() -> str:
-    return ".".join(str(part) for part in bundle_wheels.PYTHON)
-
-
 # ---- models, data, notebooks ----
 
 
@@ -250,20 +246,21 @@ def _notebooks(folder: Path) -> Iterator[Path]:
 
 
 def _readme(names: Sequence[str], platforms: Sequence[str]) -> str:
-    python = _python()
+    python = ".".join(str(part) for part in bundle_wheels.PYTHON)
     install = (
         f'python -m pip install --no-index --find-links {WHEELS} -c {CONSTRAINTS} "'
         f'{DISTRIBUTION}[{EXTRA}]"'
     )
     return f"""{DISTRIBUTION} {__version__}: everything for a room without internet.
-For Python {python} on {", ".join(platforms)}; another Python version finds no fitting packages.
+For Python {python} ({platform.python_version()} or newer) on {", ".join(platforms)}.
+Another version of Python, such as 3.{sys.version_info.minor + 1}, finds no fitting packages here.
 
 Linux and macOS, in this folder:
 
   python{python} -m venv .venv && . .venv/bin/activate
   {install}
   sftkit fetch --verify .
-  export SFTKIT_CACHE="$PWD/{CACHE}" HF_HUB_OFFLINE=1
+  export SFTKIT_CACHE="$PWD/{CACHE}"
   sftkit demo
   jupyter lab {NOTEBOOKS}/00_start_here.ipynb
 
@@ -272,7 +269,7 @@ Windows (PowerShell), in this folder:
   py -{python} -m venv .venv; .venv\\Scripts\\Activate.ps1
   {install}
   sftkit fetch --verify .
-  $env:SFTKIT_CACHE = "$PWD\\{CACHE}"; $env:HF_HUB_OFFLINE = "1"
+  $env:SFTKIT_CACHE = "$PWD\\{CACHE}"
   sftkit demo
   jupyter lab {NOTEBOOKS}\\00_start_here.ipynb
 

@@ -43,7 +43,7 @@ def verify_bundle(folder: str | Path) -> tuple[str, ...]:
     for name, about in listed.items():
         place = PurePosixPath(name)
         if place.is_absolute() or ".." in place.parts or re.search(r"[\\:\0]", name):
-            faults.append(f"{name!r}: leads out of the bundle")
+            faults.append(f"{name}: leads out of the bundle")
             continue
         path = folder / place
         if any((folder / part).is_symlink() for part in (place, *place.parents[:-1])):
@@ -60,7 +60,7 @@ def verify_bundle(folder: str | Path) -> tuple[str, ...]:
         for name in listed_files(folder)
         if name not in listed and not _is_made_in_use(name)
     ]
-    return tuple(faults)
+    return tuple(fault if fault.isprintable() else ascii(fault) for fault in faults)
 
 
 def _is_made_in_use(name: str) -> bool:

@@ -8,6 +8,7 @@ platform's own answers, and pip is asked for each package alone.
 from __future__ import annotations
 
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -65,7 +66,8 @@ class Target:
 
     def words(self) -> list[str]:
         """Say to pip what to download for it."""
-        version = f"{PYTHON[0]}.{PYTHON[1]}"
+        # In full: pip takes 3.11 for 3.11.0, and packages may ask for 3.11.5.
+        version = platform.python_version()
         words = ["--only-binary=:all:", "--implementation", "cp", "--python-version", version]
         return words + [word for name in self.platforms for word in ("--platform", name)]
 
