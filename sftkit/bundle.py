@@ -12,9 +12,9 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from sftkit import DISTRIBUTION, __version__, bundle_wheels, catalog
@@ -89,8 +89,8 @@ def make_bundle(
         _refuse_hub(entry)  # refused before anything is downloaded, as platforms are
     for name in platforms:
         bundle_wheels.read_target(name)
-    _refuse_other_things(folder)
-    known = _known_wheels(folder)
+    known = _known_hashes(folder)
+    _refuse_other_things(folder, known)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MANIFEST).unlink(missing_ok=True)
@@ -101,7 +101,7 @@ def make_bundle(
             folder / CONSTRAINTS,
             extra=EXTRA,
             platforms=platforms,
-            known=known,
+            known={name.removeprefix(f"{WHEELS}/"): known[name] for name in known},
             note=note,
         )
         kept = {path for entry in entries for path in _gather_entry(entry, folder / CACHE, note)}
@@ -149,32 +149,44 @@ def demo_names() -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in asked if name in catalog.names()))
 
 
-def _known_wheels(folder: Path) -> dict[str, str]:
-    """Take the hashes of wheels from an earlier manifest, if there is one."""
+def _known_hashes(folder: Path) -> dict[str, str]:
+    """Take the hashes of files from an earlier manifest, if there is one."""
     with contextlib.suppress(FetchError):
-        return {
-            PurePosixPath(name).name: one["sha256"]
-            for name, one in read_manifest(folder)["files"].items()
-            if name.startswith(f"{WHEELS}/")
-        }
+        files = read_manifest(folder)["files"]
+        return {name: one["sha256"] for name, one in files.items()}
     return {}
 
 
-def _refuse_other_things(folder: Path) -> None:
-    """A bundle removes what it does not need, so it is made in a folder of its own."""
+def _refuse_other_things(folder: Path, known: Mapping[str, str]) -> None:
+    """Leave alone what is no bundle, and notebooks that somebody worked on in a finished one."""
     if not folder.exists():
         return
     if not folder.is_dir():
         raise FetchError(f"{folder} is a file; a bundle needs a folder.")
     ours = (*_PARTS, *MADE_IN_USE)
-    others = sorted(p.name for p in folder.iterdir() if p.name not in ours and not is_noise(p.name))
-    links = [name for name in listed_files(folder) if (folder / name).is_symlink()]
-    for said, names in (("other things", others), ("links", links)):
+    listed = listed_files(folder)
+    found = {
+        "other things": [
+            path.name
+            for path in sorted(folder.iterdir())
+            if path.name not in ours and not is_noise(path.name)
+        ],
+        "links": [name for name in listed if (folder / name).is_symlink()],
+    }
+    if known and not found["links"]:
+        found["work of yours"] = [
+            name
+            for name in listed
+            if name.startswith(f"{NOTEBOOKS}/")
+            and "/." not in name
+            and (name not in known or hash_file(folder / name) != known[name])
+        ]
+    for said, names in found.items():
         if names:
             shown = ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
             raise FetchError(
-                f"{folder} holds {said}: {shown}. Give an empty folder, or one with an earlier "
-                "bundle alone."
+                f"{folder} holds {said}: {shown}. Move them away, or give an empty folder or one "
+                "with an earlier bundle alone."
             )
 
 

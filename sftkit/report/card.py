@@ -13,23 +13,16 @@ from sftkit.label_records import LabelReport
 from sftkit.panels import interval, signed
 from sftkit.plots_labels import TITLES, in_interval
 from sftkit.records import RunRecord
+from sftkit.report.hub_metadata import (
+    HUB_ID,
+    catalog_name,
+    front_matter,
+    licence_notes,
+    one_line,
+)
 from sftkit.report.redact import redact, redact_record
 from sftkit.settings import to_plain
-from sftkit.show import visible
 
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}")
-_HUB_ID = re.compile(r"(?:^|[\s(])([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?=$|[\s),:])")
-_DATASET = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?")
-_FILE = re.compile(r"\.(?:jsonl?|csv|tsv|txt|parquet)$", re.IGNORECASE)
-_LICENCES = (
-    "apache-2.0",
-    "cc-by-4.0",
-    "cc-by-sa-4.0",
-    "cc-by-sa-3.0",
-    "cc0-1.0",
-    "mit",
-    "bsd-3-clause",
-)
 _SPECIAL = re.compile(r"([\\`*_{}\[\]|~$])")
 
 
@@ -42,7 +35,7 @@ def render_card(record: RunRecord, alts: Mapping[str, str] | None = None) -> str
     """
     record = redact_record(record)
     parts = [
-        _front_matter(record),
+        front_matter(record),
         f"# {plain(record.name)}\n",
         f"**{plain(record.verdicts.summary)}**\n",
         _picture("overview", alts),
@@ -57,26 +50,6 @@ def render_card(record: RunRecord, alts: Mapping[str, str] | None = None) -> str
     return redact("\n".join(part for part in parts if part))
 
 
-def base_model(record: RunRecord) -> str:
-    """Name the base model for the hub's metadata.
-
-    Returns:
-        A hub id where the record names one, else the catalog name, else nothing.
-    """
-    named = _HUB_ID.search(record.environment.base)
-    return named.group(1) if named else _catalog_name(record)
-
-
-def _catalog_name(record: RunRecord) -> str:
-    name = record.environment.base.split(":")[0].split(" ")[0]
-    return name if _NAME.fullmatch(name) else ""
-
-
-def one_line(text: str) -> str:
-    """Join lines and make control codes visible."""
-    return " ".join(visible(text.replace("\n", " ")).split())
-
-
 def plain(text: str) -> str:
     """Escape text from data for the middle of a line, so that markdown shows it as it is."""
     line = one_line(text).replace("&", "&amp;").replace("<", "&lt;")
@@ -84,27 +57,6 @@ def plain(text: str) -> str:
     # What is linked without any mark: addresses and e-mail.
     line = line.replace("://", "&#58;//").replace("@", "&#64;")
     return re.sub(r"(?i)\b(www)\.", r"\1&#46;", line)
-
-
-def _front_matter(record: RunRecord) -> str:
-    import yaml
-
-    licence = record.data.licence.strip().lower()
-    source = record.data.source
-    base = base_model(record)
-    meta: dict[str, object] = {"library_name": "peft"}
-    if base:
-        meta = {"base_model": base, "base_model_relation": "adapter", **meta}
-    if not record.training.steps:  # trained elsewhere, perhaps as a whole model
-        meta = {"base_model": base} if base else {}
-    if licence in _LICENCES:
-        meta["license"] = licence
-    else:
-        meta |= {"license": "other", "license_name": one_line(record.data.licence) or "not stated"}
-    if _DATASET.fullmatch(source) and not _FILE.search(source):
-        meta["datasets"] = [source]
-    meta["tags"] = ["lora", "sftkit"] if record.training.steps else ["sftkit"]
-    return f"---\n{yaml.safe_dump(meta, sort_keys=False, allow_unicode=False)}---\n"
 
 
 def _picture(name: str, alts: Mapping[str, str] | None) -> str:
@@ -190,10 +142,10 @@ def _loading(record: RunRecord) -> str:
         return f"## Where it was trained\n\n{events}"
     name = record.environment.base.split(": ")[0]
     folder, where = "FOLDER", "  # the folder that holds the base model"
-    if _HUB_ID.fullmatch(name):
+    if HUB_ID.fullmatch(name):
         folder, where = name, ""
-    elif _catalog_name(record):
-        where = f"  # the one that `sftkit fetch {_catalog_name(record)}` prints"
+    elif catalog_name(record):
+        where = f"  # the one that `sftkit fetch {catalog_name(record)}` prints"
     if record.learned.labels is not None:
         return _label_loading(record.learned.labels, folder, where)
     system = record.recipe.get("data", {}).get("system")
@@ -261,6 +213,7 @@ def _origin(record: RunRecord) -> str:
         f"- Data fingerprint: `{_code(data.fingerprint)}`",
         f"- Base model: {plain(environment.base)}, whose own licence applies as well.",
         f"- Base fingerprint: `{_code(environment.base_fingerprint)}`",
+        *(f"- Before sharing: {plain(note)}" for note in licence_notes(record)),
     ]
     return "\n".join(line for line in lines if line) + "\n"
 

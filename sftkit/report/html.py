@@ -103,6 +103,8 @@ def _check_figures(record: RunRecord) -> dict[str, Figure]:
     if calibration is not None:
         figures["reliability"] = plots_checks.plot_reliability(calibration)
         figures["selective"] = plots_checks.plot_selective(calibration)
+    if record.checks.behaviour:
+        figures["behaviour"] = plots_checks.plot_behaviour(record.checks.behaviour)
     if record.checks.fairness:
         figures["fairness"] = plots_checks.plot_fairness(record.checks.fairness)
     return figures
