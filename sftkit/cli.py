@@ -191,18 +191,31 @@ def fetch(
 
     if platform and bundle is None:
         raise SettingsError("--platform is about a bundle: add --bundle FOLDER.")
+    if bundle is not None and verify is not None:
+        raise SettingsError("Give one of --bundle and --verify.")
     if bundle is not None:
         from sftkit.bundle import make_bundle
 
-        made = make_bundle(bundle, names or [], platforms=platform or [], note=typer.echo)
-        typer.echo(f"{made.folder}: {made.files:,} files, {made.bytes / 1e9:.2f} GB, with")
-        typer.echo(f"  {', '.join(made.names)}. How to use it: {made.folder / 'README.txt'}")
+        made = make_bundle(
+            bundle,
+            names or [],
+            platforms=platform or [],
+            note=lambda line: typer.echo(line, err=output == "json"),
+        )
+        if output == "json":
+            print_json(vars(made))
+        else:
+            typer.echo(f"{made.folder}: {made.files:,} files, {made.bytes / 1e9:.2f} GB, with")
+            typer.echo(f"  {', '.join(made.names)}. How to use it: {made.folder / 'README.txt'}")
         return
     if verify is not None:
-        from sftkit.bundle import verify_bundle
+        from sftkit.bundle_check import verify_bundle
 
         faults = verify_bundle(verify)
-        typer.echo("\n".join(faults) if faults else f"{verify}: every file is whole.")
+        if output == "json":
+            print_json({"whole": not faults, "faults": faults})
+        else:
+            typer.echo("\n".join(faults) if faults else f"{verify}: every file is whole.")
         raise typer.Exit(1 if faults else 0)
     if listing or not names:
         entries = catalog.describe_entries()

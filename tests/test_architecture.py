@@ -155,7 +155,9 @@ MAY_IMPORT = {
     | {"report"},  # the card and the redactor
     "cli_share": EVERYTHING,
     # A folder for a room without internet.
-    "bundle": NOUNS,
+    "bundle": NOUNS | {"bundle_check", "bundle_wheels"},
+    "bundle_check": NOUNS,
+    "bundle_wheels": NOUNS,
     # A task of one's own: what a file can teach, and the folder to start from.
     "scaffold_settings": NOUNS
     | {"held_memory", "memory", "memory_formulas", "memory_ladder", "model"},
