@@ -197,7 +197,9 @@ check("09.2", differing, first=first, second=second)
 from sftkit.compare import reproduction
 from sftkit.recipe import load_recipe
 
-again = run(load_recipe(folder / "weaker" / "recipe.yaml"), folder / "again", watcher=make_watcher("silent"))
+again = run(
+    load_recipe(folder / "weaker" / "recipe.yaml"), folder / "again", watcher=make_watcher("silent")
+)
 print(reproduction(again, records["weaker"]))
 for what, value in again.training.fingerprints.items():
     print(f"{what:<18} {value[:26]}…")
@@ -256,7 +258,6 @@ check("09.3", divergence, tested=tested, served=served)
 # Now the mistake on purpose: the same weights behind another chat template. **Check**: it is flagged, with the first other token.
 
 # %%
-from sftkit.catalog import fetch_model
 from sftkit.model import load_model, load_tokenizer
 from sftkit.parity import LIMITS, Speaker, check_parity
 from sftkit.settings import ModelSettings
