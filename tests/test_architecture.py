@@ -171,7 +171,8 @@ MAY_IMPORT = {
     "plots_compare": NOUNS | {"panels", "compare"},
     "report": NOUNS
     | {"plots", "plots_labels", "plots_checks", "plots_compare", "panels", "show", "compare"},
-    "exercises": NOUNS | {"evidence"},  # an answer may be a behaviour test, judged as tests are
+    # An answer may be a behaviour test, judged as tests are; or a rule of a server.
+    "exercises": NOUNS | {"evidence", "serving"},
     "environment": NOUNS | {"processes"},
     # The data half of a run, so that each half can be read in one sitting.
     "prepare": NOUNS | {"dataset", "chat", "encoded", "encoding", "evidence"},

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 import yaml

@@ -159,7 +159,7 @@ def _results(record: RunRecord) -> Iterator[dict[str, Any]]:
 
     def result(where: dict[str, str], kind: str, name: str, value: float) -> dict[str, Any]:
         metric = {"type": kind, "value": round(float(value), 4), "name": name}
-        return {"task": {"type": task}, "dataset": where, "metrics": [metric]}
+        return {"task": {"type": task}, "dataset": dict(where), "metrics": [metric]}
 
     if learned.labels is not None:
         for measure in learned.labels.tuned.measures:
