@@ -260,30 +260,30 @@ def _notebooks(folder: Path) -> Iterator[Path]:
 def _readme(names: Sequence[str], platforms: Sequence[str]) -> str:
     python = ".".join(str(part) for part in bundle_wheels.PYTHON)
     install = (
-        f'python -m pip install --no-index --find-links {WHEELS} -c {CONSTRAINTS} "'
+        f'-m pip install --no-index --find-links {WHEELS} -c {CONSTRAINTS} "'
         f'{DISTRIBUTION}[{EXTRA}]"'
     )
     return f"""{DISTRIBUTION} {__version__}: everything for a room without internet.
 For Python {python} ({platform.python_version()} or newer) on {", ".join(platforms)}.
 Another version of Python, such as 3.{sys.version_info.minor + 1}, finds no fitting packages here.
 
-Linux and macOS, in this folder:
+Copy this folder to the computer's own disk. Then, in the copy, on Linux and macOS:
 
   python{python} -m venv .venv && . .venv/bin/activate
-  {install}
+  python {install}
   sftkit fetch --verify .
   export SFTKIT_CACHE="$PWD/{CACHE}"
   sftkit demo
   jupyter lab {NOTEBOOKS}/00_start_here.ipynb
 
-Windows (PowerShell), in this folder:
+On Windows (PowerShell):
 
-  py -{python} -m venv .venv; .venv\\Scripts\\Activate.ps1
-  {install}
-  sftkit fetch --verify .
+  py -{python} -m venv .venv
+  .venv\\Scripts\\python {install}
+  .venv\\Scripts\\sftkit fetch --verify .
   $env:SFTKIT_CACHE = "$PWD\\{CACHE}"
-  sftkit demo
-  jupyter lab {NOTEBOOKS}\\00_start_here.ipynb
+  .venv\\Scripts\\sftkit demo
+  .venv\\Scripts\\jupyter lab {NOTEBOOKS}\\00_start_here.ipynb
 
 Verify before the first use: notebooks that were worked on are told as changed.
 Models and data in {CACHE}: {", ".join(names)}. `sftkit fetch --list` shows their licences.
