@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 _FEW_ROWS = 12
 _MOST_FAULTY = 0.5
+_MOST_ALONE = 0.9  # share of groups among rows from which rows stand alone
 _SAMPLE = 2000
 
 
@@ -252,20 +253,24 @@ def _divisions(settings: DataSettings, rows: Dataset) -> Iterator[tuple[DataSett
                 dataclasses.replace(settings, split_by=column),
                 f"as the column {column} says",
             )
-    if settings.task in ("classify", "image"):
+    # Rows that belong together, such as passages of one question, must not be on both sides.
+    belongs = len(rows.unique("group")) < _MOST_ALONE * len(rows)
+    if settings.task in ("classify", "image") and not belongs:
         yield (
             dataclasses.replace(settings, stratify_by="label"),
             "by chance, every label in its share",
         )
-    what = "questions" if settings.task == "chat" else "texts"
-    yield settings, f"by chance, equal {what} together"
+    what = "rows of one group" if belongs else "equal texts"
+    what = "equal questions" if settings.task == "chat" else what
+    yield settings, f"by chance, {what} together"
     larger = dataclasses.replace(settings, validation_fraction=0.2, test_fraction=0.25)
-    yield larger, f"by chance, equal {what} together"
+    yield larger, f"by chance, {what} together"
 
 
 def _in_words(recipe: Recipe) -> str:
     train = recipe.train
-    said = f"{train.epochs} epochs at a learning rate of {train.learning_rate:g}"
+    epochs = "1 epoch" if train.epochs == 1 else f"{train.epochs} epochs"
+    said = f"{epochs} at a learning rate of {train.learning_rate:g}"
     if train.max_steps is not None:
         said += f", ended after {train.max_steps} steps so that a first run takes minutes"
     return said

@@ -142,6 +142,18 @@ def test_faulty_rows_are_left_out_and_told(tmp_path):
     assert sum(guess.splits.values()) == 54
 
 
+def test_rows_of_one_group_are_not_on_both_sides(tmp_path):
+    rows = [
+        {"text": f"passage {n} of {n % 30}", "label": "ab"[n % 2], "group": f"question {n % 30}"}
+        for n in range(240)
+    ]
+    path = tmp_path / "passages.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    guess = guess_recipe("mine", path, machine=ROOM)
+    assert guess.recipe.data.stratify_by is None
+    assert dict(guess.reasons)["division"].startswith("by chance, rows of one group together")
+
+
 def test_mostly_faulty_and_too_few_rows_are_refused(tmp_path):
     path = tmp_path / "holes.json"
     rows = [{"question": f"What is {n}?", "answer": "" if n < 40 else str(n)} for n in range(60)]
