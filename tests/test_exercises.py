@@ -12,6 +12,7 @@ import exercise_cases_06  # type: ignore[import-not-found]
 import exercise_cases_07  # type: ignore[import-not-found]
 import exercise_cases_08  # type: ignore[import-not-found]
 import exercise_cases_09  # type: ignore[import-not-found]
+import exercise_cases_10  # type: ignore[import-not-found]
 import exercise_cases_11  # type: ignore[import-not-found]
 import exercise_cases_12  # type: ignore[import-not-found]
 import exercise_cases_15  # type: ignore[import-not-found]
@@ -34,6 +35,7 @@ CASES = (
     exercise_cases_07,
     exercise_cases_08,
     exercise_cases_09,
+    exercise_cases_10,
     exercise_cases_11,
     exercise_cases_12,
     exercise_cases_15,
