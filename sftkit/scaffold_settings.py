@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 SMALL_CHAT, SMALL_ENCODER = "smollm2-135m", "minilm-l6"
 _SHORT_ANSWER = 8  # words; longer ones are hardly ever met word for word
 _SHARE_OF_MEMORY = 0.9
+# A fresh head needs steps: on 474 letters of seven topics MiniLM was right in 47 % after 51 steps
+# and in 76 % after 190, counting words in 51 %.
 _STEPS = {"cpu": 150, "cuda": 1000, "mps": 300}
 """Steps of a first run: on 2 cores 150 steps of 640 tokens take about 6 minutes (SmolLM2-135M)."""
 
@@ -182,7 +184,8 @@ def make_recipe(
     batch = max((640 if is_chat else 1024) if is_small else 4096, data.max_tokens)
     tokens = max(words.median * 1.6 + (24 if is_chat else 4), 8)
     steps = math.ceil(rows * tokens / batch)
-    epochs = min(4, max(1, math.ceil(60 / max(steps, 1)))) if is_chat else 4
+    wanted, most_epochs = (60, 4) if is_chat else (200, 15)
+    epochs = min(most_epochs, max(1, math.ceil(wanted / max(steps, 1))))
     most = _STEPS[machine.device] * (1 if is_chat else 3)
     rate = 5e-4 if not is_chat else 1e-3 if model.name == SMALL_CHAT else 2e-4
     train = TrainSettings(

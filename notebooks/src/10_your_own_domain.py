@@ -62,7 +62,7 @@ task = None  # chat, classify or regress; None guesses
 columns = None  # such as {"text": "body", "label": "category"}; None guesses
 model = None  # None takes one that fits this machine
 max_steps = None  # optimizer steps; None does what the guess says
-domains = {"icd10": 150, "privacy-qa": 150}  # other domains to try, and steps for each
+domains = {"icd10": 150, "privacy-qa": 300}  # other domains to try, and steps for each
 out = "runs/your-own-domain"  # folder for everything
 
 # %% [markdown]

@@ -109,8 +109,8 @@ EXERCISES = (
                 hint="A set of the groups of train makes the question short.",
             ),
         ),
-        deepens="Every such row asks a model about something it has seen from another side. A score "
-        "over them is higher than what new users will get.",
+        deepens="Every such row asks a model about something it has seen from another side. A "
+        "score over them is higher than what new users will get.",
     ),
     Exercise(
         id="10.2",
@@ -139,8 +139,8 @@ EXERCISES = (
                 hint="p (1 - p) × (1.96 / half)², rounded up.",
             ),
         ),
-        deepens="The formula is for rows that stand alone. Rows of one group tell less than as many "
-        "separate ones, so plan with groups.",
+        deepens="The formula is for rows that stand alone. Rows of one group tell less than as "
+        "many separate ones, so plan with groups.",
     ),
     Exercise(
         id="10.3",
@@ -171,12 +171,12 @@ EXERCISES = (
                 "fewer cases no test passes.",
             ),
         ),
-        deepens="You wrote these letters without looking at the data. That is what makes them worth "
-        "something: the held-out rows come from the same desk as the training rows.",
+        deepens="You wrote these letters without looking at the data. That is what makes them "
+        "worth something: the held-out rows come from the same desk as the training rows.",
     ),
     Exercise(
         id="10.4",
-        asks="the domains in which the fine-tune is shown to beat counting words, as a set of names",
+        asks="the domains in which the fine-tune is shown to beat counting words, as a set",
         given=("gains",),
         facts=_beaten,
         properties=(
@@ -201,7 +201,7 @@ EXERCISES = (
                 hint="The whole interval has to lie above 0.",
             ),
         ),
-        deepens="Where counting words is as good, take it: it trains in a second, and everybody can "
-        "read its weights.",
+        deepens="Where counting words is as good, take it: it trains in a second, and everybody "
+        "can read its weights.",
     ),
 )
