@@ -784,10 +784,10 @@ def needs(pythons: Interpreters, tmp_path_factory: pytest.TempPathFactory) -> di
     return found
 
 
-def spare(needs: dict[Any, Any], least: int, less: int) -> int:
+def spare(needs: dict[Any, Any], least: int, less: int, share: float = 0.3) -> int:
     """Give a limit between two needs, nearer the smaller: not every step needs the peak."""
     most, little = needs[least]["spared_bytes"], needs[less]["spared_bytes"]
-    return int(little + (most - little) * 0.3)
+    return int(little + (most - little) * share)
 
 
 HALVED = "memory ran out in step 1: {} micro-batches from here on"
@@ -818,10 +818,15 @@ def test_where_memory_runs_out_micro_batches_halve_and_losses_stay(pythons, need
 
 
 def test_where_single_examples_do_not_fit_activations_are_computed_twice(pythons, needs, tmp_path):
-    done = pythons.ended.carry_out(
-        "train_tiny", "losses", **WIDE_AND_LONG, settings=LONG, out=str(tmp_path),
-        spare_bytes=spare(needs, 8, 0),
-    )  # fmt: skip
+    # What an allocator holds back differs from process to process: limits are tried upwards until
+    # the run ends, and it has to be one at which activations are computed twice.
+    for share in (0.2, 0.4, 0.6, 0.8):
+        done = pythons.ended.carry_out(
+            "train_tiny", "losses", "raised", **WIDE_AND_LONG, settings=LONG,
+            out=str(tmp_path / str(share)), spare_bytes=spare(needs, 8, 0, share),
+        )  # fmt: skip
+        if "losses" in done:
+            break
     *halved, twice = done["events"]
     assert [event.split(",")[0] for event in halved] == [HALVED.format(n) for n in (2, 4, 8)]
     assert "activations are computed twice from here on" in twice
