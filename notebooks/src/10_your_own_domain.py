@@ -24,7 +24,7 @@
 #
 # | Machine | Minutes | Memory | Measured on |
 # |---|---|---|---|
-# | 2 CPU cores, no GPU | not run yet | not run yet | |
+# | 2 CPU cores, no GPU | 9.2, on cores shared with other work | 2.9 GB | 2026-11-23 |
 # | Colab T4 | not run yet | not run yet | |
 # | NVIDIA A100 | not run yet | not run yet | |
 # | Apple laptop | not run yet | not run yet | |
