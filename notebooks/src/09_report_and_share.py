@@ -4,11 +4,11 @@
 #     short:
 #       epochs: 1
 #       weaker_epochs: 1
-#       max_steps: 2
-#       items_per_probe: 4
-#       drift_passages: 12
-#       knowledge_items: 10
-#       prompts: 3
+#       max_steps: 1
+#       items_per_probe: 2
+#       drift_passages: 6
+#       knowledge_items: 4
+#       prompts: 2
 #       out: runs/short/report-and-share
 # ---
 
